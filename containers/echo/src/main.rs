@@ -1,0 +1,2 @@
+//! The echo function.
+fn main() {}

@@ -1,0 +1,2 @@
+//! The hello function.
+fn main() {}

@@ -1,0 +1,2 @@
+//! The refusal function.
+fn main() {}

@@ -1,0 +1,2 @@
+//! The resize function.
+fn main() {}
