@@ -1,1 +1,5 @@
-//! placeholder
+//! The gateway, as a library for its binary and for tests.
+pub mod config;
+pub mod supervise;
+pub mod doctor;
+pub mod instances;

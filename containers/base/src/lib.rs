@@ -1,1 +1,2 @@
-//! placeholder
+//! What every function stands on.
+pub mod tls;
