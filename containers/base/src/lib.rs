@@ -1,2 +1,3 @@
-//! What every function stands on.
+//! What every function stands on: receiving connections, TLS, HTTP/1.1, one call to serve.
+pub mod socket;
 pub mod tls;
