@@ -1,1 +1,18 @@
-//! placeholder
+//! The wire between the gateway and function instances: messages that carry connections as file descriptors.
+//!
+//! The gateway holds a [`GatewayEnd`], the instance an [`InstanceEnd`]; `docs/wire.md` shows what passes between them.
+mod channel;
+mod directory;
+mod error;
+pub mod listen_fds;
+mod listener;
+pub mod message;
+mod page;
+
+pub use channel::{Arrivals, FromInstance, GatewayEnd, InstanceEnd, ReceiveBuffer, Received, SendError};
+pub use directory::FunctionsDirectory;
+pub use error::Error;
+pub use listen_fds::ListenFds;
+pub use listener::{AllowedUids, PoolConnection, PoolListener};
+pub use message::{Connection, DecodeError, Hello, MAX_BATCH, MAX_WORKERS, Purpose};
+pub use page::{STATUS_PAGE_BYTES, StatusReader, StatusWriter};
