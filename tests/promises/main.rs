@@ -1,0 +1,2 @@
+//! One file per promise that the product makes.
+mod mangling;

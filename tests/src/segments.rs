@@ -1,0 +1,99 @@
+//! Writes that become one TCP segment each.
+use std::{
+    io::{self, Write},
+    net::TcpStream,
+    os::fd::AsRawFd,
+    thread,
+    time::Instant,
+};
+
+use nix::libc;
+
+use crate::PATIENCE;
+
+/// The segments that a connection has sent, retransmitted ones included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sent {
+    pub data_segments: u32,
+    pub retransmits: u32,
+}
+
+/// Sends each piece in a segment of its own and fails if the kernel did otherwise.
+///
+/// A piece is written when nothing before it waits to be sent, so that the kernel has nothing to merge it with. The
+/// congestion window must allow it: see [`crate::net::Net::without_slow_start`].
+pub fn send_segments<'a>(stream: &TcpStream, pieces: impl IntoIterator<Item = &'a [u8]>) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let before = sent(stream)?;
+    let mut written = 0;
+    for piece in pieces.into_iter().filter(|piece| !piece.is_empty()) {
+        let mut rest = piece;
+        while !rest.is_empty() {
+            match (&mut &*stream).write(rest) {
+                Ok(length) => rest = &rest[length..],
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::yield_now(),
+                Err(error) => return Err(error),
+            }
+        }
+        wait_until_sent(stream)?;
+        written += 1;
+    }
+    let after = sent(stream)?;
+    let retransmits = after.retransmits - before.retransmits;
+    let segments = after.data_segments - before.data_segments - retransmits;
+    if segments != written {
+        return Err(io::Error::other(format!("{written} pieces went out as {segments} segments")));
+    }
+    Ok(())
+}
+
+/// Sends `bytes` in segments that end at the given offsets and at the end.
+pub fn send_cut_at(stream: &TcpStream, bytes: &[u8], cuts: &[usize]) -> io::Result<()> {
+    let starts = [0].into_iter().chain(cuts.iter().copied());
+    let ends = cuts.iter().copied().chain([bytes.len()]);
+    send_segments(stream, starts.zip(ends).map(|(start, end)| &bytes[start..end]))
+}
+
+pub fn wait_until_sent(stream: &TcpStream) -> io::Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    while unsent_bytes(stream)? > 0 {
+        if Instant::now() > deadline {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "the peer's window stays shut"));
+        }
+        thread::yield_now();
+    }
+    Ok(())
+}
+
+fn unsent_bytes(stream: &TcpStream) -> io::Result<i32> {
+    const SIOCOUTQNSD: libc::c_ulong = 0x894b;
+    let mut bytes = 0;
+    // SAFETY: the kernel writes one int to `bytes`.
+    let result = unsafe { libc::ioctl(stream.as_raw_fd(), SIOCOUTQNSD as _, &raw mut bytes) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(bytes) }
+}
+
+pub fn sent(stream: &TcpStream) -> io::Result<Sent> {
+    // Offsets in `struct tcp_info` (linux/tcp.h), which only ever grows at its end.
+    const TOTAL_RETRANS: usize = 100;
+    const DATA_SEGS_OUT: usize = 156;
+    let mut info = [0u8; 256];
+    let mut length = info.len() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes to `info`.
+    let result = unsafe {
+        libc::getsockopt(
+            stream.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            info.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let number = |offset: usize| {
+        u32::from_ne_bytes([info[offset], info[offset + 1], info[offset + 2], info[offset + 3]])
+    };
+    Ok(Sent { data_segments: number(DATA_SEGS_OUT), retransmits: number(TOTAL_RETRANS) })
+}

@@ -1,0 +1,422 @@
+//! The product as its users run it: a supervisor, its functions, a gateway; and the proof that all of it goes away.
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    fs,
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
+    path::PathBuf,
+    process::Command,
+    rc::Rc,
+    sync::Arc,
+};
+
+use anyhow::{Context, Result};
+use rustls::ClientConfig;
+use tempfile::TempDir;
+
+use crate::{
+    authority::{Authority, Certificate},
+    bpf::Objects,
+    cgroup::Cgroup,
+    eventually,
+    leftovers::Seen,
+    net::Net,
+    process::Process,
+    programs, tls,
+    wire::{Client, Wire},
+};
+
+/// Where the verdicts come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdicts {
+    Sockmap,
+    Peek,
+    Auto,
+}
+
+impl Verdicts {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Sockmap => "sockmap",
+            Self::Peek => "peek",
+            Self::Auto => "auto",
+        }
+    }
+}
+
+/// The domains that the configuration names, the usual ones.
+pub const DOMAINS: [&str; 2] = ["faas.local", "localhost"];
+
+/// What a stack shall be before it is one.
+pub struct Plan {
+    verdicts: Verdicts,
+    net: Option<Rc<Net>>,
+    /// Name and program; a program of `None` is a function that is configured and not there.
+    functions: Vec<(String, Option<String>)>,
+    settings: BTreeMap<String, String>,
+    gateway_arguments: Vec<String>,
+    address: IpAddr,
+    extra: String,
+}
+
+pub struct Stack {
+    // The order is that of dropping: processes, then what they used.
+    gateway: Option<Process>,
+    supervisor: Option<Process>,
+    seen: Seen,
+    cgroups: Cgroups,
+    pub net: Rc<Net>,
+    pub http: SocketAddr,
+    pub https: SocketAddr,
+    pub authority: Authority,
+    certificates: BTreeMap<String, Certificate>,
+    config: PathBuf,
+    gateway_arguments: Vec<String>,
+    verdicts: Verdicts,
+    functions: Vec<String>,
+    tls: Arc<ClientConfig>,
+    folder: TempDir,
+}
+
+struct Cgroups {
+    gateway: Cgroup,
+    functions: Cgroup,
+    all: Cgroup,
+}
+
+impl Drop for Cgroups {
+    fn drop(&mut self) {
+        // Nothing may stay to disturb other tests, whatever went wrong.
+        self.all.kill();
+    }
+}
+
+impl Plan {
+    pub fn new(verdicts: Verdicts) -> Self {
+        Self {
+            verdicts,
+            net: None,
+            functions: ["echo", "hello"].map(|name| (name.to_owned(), Some(name.to_owned()))).into(),
+            settings: BTreeMap::new(),
+            gateway_arguments: Vec::new(),
+            address: Ipv4Addr::LOCALHOST.into(),
+            extra: String::new(),
+        }
+    }
+
+    /// Shares a namespace with other stacks of the same thread, or has one that was prepared.
+    pub fn in_net(mut self, net: impl Into<Rc<Net>>) -> Self {
+        self.net = Some(net.into());
+        self
+    }
+
+    /// Adds a function that `program` serves.
+    pub fn function(mut self, name: &str, program: &str) -> Self {
+        self.functions.push((name.into(), Some(program.into())));
+        self
+    }
+
+    /// Adds a function that nobody serves.
+    pub fn absent_function(mut self, name: &str) -> Self {
+        self.functions.push((name.into(), None));
+        self
+    }
+
+    /// Sets a key of the configuration's `[gateway]` table to a TOML value.
+    pub fn setting(mut self, key: &str, value: impl ToString) -> Self {
+        self.settings.insert(key.into(), value.to_string());
+        self
+    }
+
+    pub fn gateway_argument(mut self, argument: &str) -> Self {
+        self.gateway_arguments.push(argument.into());
+        self
+    }
+
+    /// The address that clients connect to; the listeners take both families.
+    pub fn clients_use(mut self, address: impl Into<IpAddr>) -> Self {
+        self.address = address.into();
+        self
+    }
+
+    /// Appends text to the configuration file.
+    pub fn configuration(mut self, text: &str) -> Self {
+        self.extra.push_str(text);
+        self
+    }
+
+    /// Starts all processes and waits until every function answers.
+    pub fn start(self) -> Stack {
+        let mut stack = self.prepare();
+        stack.start_supervisor();
+        stack.start_gateway();
+        stack.wait_until_ready();
+        stack
+    }
+
+    /// Writes the configuration and starts nothing.
+    pub fn prepare(self) -> Stack {
+        let net = self.net.unwrap_or_else(|| Rc::new(Net::private()));
+        let folder = tempfile::Builder::new().prefix("pointsman-test.").tempdir().expect("making a folder");
+        let authority = Authority::new(folder.path());
+        let (http, https) = (net.free_port(), net.free_port());
+        let mut certificates = BTreeMap::new();
+        let mut text = String::from("[gateway]\n");
+        let sockets = folder.path().join("functions");
+        fs::create_dir(&sockets).expect("making a folder");
+        let defaults = [
+            ("http", format!("\"[::]:{http}\"")),
+            ("https", format!("\"[::]:{https}\"")),
+            ("verdict", format!("\"{}\"", self.verdicts.as_str())),
+            ("functions_dir", format!("{sockets:?}")),
+        ];
+        for (key, value) in defaults {
+            let value = self.settings.get(key).unwrap_or(&value);
+            writeln!(text, "{key} = {value}").expect("a String takes all");
+        }
+        for (key, value) in &self.settings {
+            if !["http", "https", "verdict", "functions_dir"].contains(&key.as_str()) {
+                writeln!(text, "{key} = {value}").expect("a String takes all");
+            }
+        }
+        for (name, program) in &self.functions {
+            writeln!(text, "\n[functions.{name}]").expect("a String takes all");
+            let certificate = authority.issue(name, &DOMAINS);
+            writeln!(text, "certificate = {:?}\nkey = {:?}", certificate.path, certificate.key)
+                .expect("a String takes all");
+            certificates.insert(name.clone(), certificate);
+            if let Some(program) = program {
+                writeln!(text, "command = [{:?}]", programs::product(program)).expect("a String takes all");
+            }
+        }
+        text.push_str(&self.extra);
+        let config = folder.path().join("pointsman.toml");
+        fs::write(&config, text).expect("writing the configuration");
+
+        let all = Cgroup::new();
+        let cgroups = Cgroups { gateway: all.child("gateway"), functions: all.child("functions"), all };
+        let versions = [&rustls::version::TLS13, &rustls::version::TLS12];
+        Stack {
+            gateway: None,
+            supervisor: None,
+            seen: Seen::default(),
+            cgroups,
+            net,
+            http: (self.address, http).into(),
+            https: (self.address, https).into(),
+            tls: Arc::new(tls::config(&authority, &versions)),
+            authority,
+            certificates,
+            config,
+            gateway_arguments: self.gateway_arguments,
+            verdicts: self.verdicts,
+            functions: self
+                .functions
+                .into_iter()
+                .filter_map(|(name, program)| program.map(|_| name))
+                .collect(),
+            folder,
+        }
+    }
+}
+
+impl Stack {
+    pub fn start(verdicts: Verdicts) -> Self {
+        Plan::new(verdicts).start()
+    }
+
+    pub fn start_supervisor(&mut self) {
+        let mut command = Command::new(programs::product("pointsman"));
+        command.args(["supervise", "--config"]).arg(&self.config);
+        self.supervisor = Some(Process::spawn("supervisor", &mut command, Some(&self.cgroups.functions)));
+    }
+
+    pub fn start_gateway(&mut self) {
+        let mut command = Command::new(programs::product("pointsman"));
+        command.args(["gateway", "--config"]).arg(&self.config).args(&self.gateway_arguments);
+        self.gateway = Some(Process::spawn("gateway", &mut command, Some(&self.cgroups.gateway)));
+    }
+
+    pub fn gateway(&mut self) -> &mut Process {
+        self.gateway.as_mut().expect("the gateway was started")
+    }
+
+    pub fn supervisor(&mut self) -> &mut Process {
+        self.supervisor.as_mut().expect("the supervisor was started")
+    }
+
+    /// Waits until each function that has a program answers a request of each kind.
+    pub fn wait_until_ready(&mut self) {
+        for function in self.functions.clone() {
+            eventually(&format!("{function} to answer"), || {
+                for process in [&mut self.gateway, &mut self.supervisor].into_iter().flatten() {
+                    let ended = process.has_ended();
+                    assert!(
+                        ended.is_none(),
+                        "a process has ended at once ({ended:?}):\n{}",
+                        process.said().join("\n")
+                    );
+                }
+                let answer = self.client().and_then(|mut client| {
+                    client.request("GET", &format!("/function/{function}"), "localhost", None)
+                });
+                answer.is_ok_and(|answer| answer.status() == 200).then_some(())
+            });
+        }
+        if self.verdicts == Verdicts::Sockmap {
+            let held = self.look();
+            let gateway = self.gateway().said().join("\n");
+            assert!(!held.programs.is_empty(), "sockmap was asked for and no program is loaded:\n{gateway}");
+        }
+    }
+
+    pub fn verdicts(&self) -> Verdicts {
+        self.verdicts
+    }
+
+    pub fn folder(&self) -> &std::path::Path {
+        self.folder.path()
+    }
+
+    /// Where the functions' sockets are.
+    pub fn sockets(&self) -> PathBuf {
+        self.folder.path().join("functions")
+    }
+
+    pub fn config_path(&self) -> &std::path::Path {
+        &self.config
+    }
+
+    pub fn certificate(&self, function: &str) -> &Certificate {
+        &self.certificates[function]
+    }
+
+    /// Which function shows this certificate.
+    pub fn owner_of(&self, certificate: &[u8]) -> Option<&str> {
+        let owner = self.certificates.iter().find(|(_, known)| known.der.as_ref() == certificate);
+        owner.map(|(name, _)| name.as_str())
+    }
+
+    pub fn connect_http(&self) -> Result<TcpStream> {
+        TcpStream::connect(self.http).context("connecting to the HTTP port")
+    }
+
+    pub fn connect_https(&self) -> Result<TcpStream> {
+        TcpStream::connect(self.https).context("connecting to the HTTPS port")
+    }
+
+    /// A client of the HTTP port.
+    pub fn client(&self) -> Result<Client> {
+        Ok(Client::new(Wire::Plain(self.connect_http()?)))
+    }
+
+    /// A client of the HTTPS port with a session that the named function has accepted.
+    pub fn tls_client(&self, function: &str) -> Result<Client> {
+        tls::connect(self.https, &host(function), self.tls.clone())
+    }
+
+    pub fn tls_config(&self) -> Arc<ClientConfig> {
+        self.tls.clone()
+    }
+
+    /// A stranger's view of the stack, for threads.
+    pub fn address_book(&self) -> AddressBook {
+        AddressBook { http: self.http, https: self.https, tls: self.tls.clone() }
+    }
+
+    /// Remembers what the gateway holds of the kernel's, and returns it.
+    pub fn look(&mut self) -> Objects {
+        let pid = self.gateway().id();
+        self.seen.look(pid)
+    }
+
+    pub fn gateway_fds(&mut self) -> usize {
+        count_fds(self.gateway().id())
+    }
+
+    /// The functions' processes (refusal's too), not the supervisor's.
+    pub fn function_processes(&mut self) -> Vec<i32> {
+        let supervisor = self.supervisor().id();
+        let mut processes = self.cgroups.functions.processes();
+        processes.retain(|&pid| pid != supervisor);
+        processes
+    }
+
+    /// The processes that serve a function, by the name that its program was started with.
+    pub fn processes_of(&mut self, program: &str) -> Vec<i32> {
+        let mut processes = self.function_processes();
+        processes.retain(|pid| {
+            fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim() == program)
+        });
+        processes
+    }
+
+    pub fn function_fds(&mut self) -> usize {
+        self.function_processes().into_iter().map(count_fds).sum()
+    }
+
+    /// Ends everything as Ctrl-C does and checks that all ended well and left nothing.
+    pub fn stop(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
+        if let Some(gateway) = &mut self.gateway {
+            self.seen.look(gateway.id());
+            let status = gateway.terminate();
+            assert!(status.success(), "the gateway ended with {status}:\n{}", gateway.said().join("\n"));
+        }
+        if let Some(supervisor) = &mut self.supervisor {
+            let status = supervisor.terminate();
+            assert!(
+                status.success(),
+                "the supervisor ended with {status}:\n{}",
+                supervisor.said().join("\n")
+            );
+        }
+        (self.gateway, self.supervisor) = (None, None);
+        self.cgroups.gateway.assert_empty();
+        self.cgroups.functions.assert_empty();
+        let sockets: Vec<_> = fs::read_dir(self.sockets()).into_iter().flatten().flatten().collect();
+        assert!(sockets.is_empty(), "sockets are left behind: {sockets:?}");
+        self.seen.assert_gone();
+        if Rc::strong_count(&self.net) == 1 {
+            self.net.assert_no_socket_is_held();
+        }
+    }
+}
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        // After a failure the first one is the one that counts.
+        if !std::thread::panicking() {
+            self.end();
+        }
+    }
+}
+
+/// What a client needs to know, for threads that outlive a borrow of the stack.
+#[derive(Clone)]
+pub struct AddressBook {
+    pub http: SocketAddr,
+    pub https: SocketAddr,
+    pub tls: Arc<ClientConfig>,
+}
+
+impl AddressBook {
+    pub fn client(&self) -> Result<Client> {
+        Ok(Client::new(Wire::Plain(TcpStream::connect(self.http).context("connecting")?)))
+    }
+
+    pub fn tls_client(&self, function: &str) -> Result<Client> {
+        tls::connect(self.https, &host(function), self.tls.clone())
+    }
+}
+
+pub fn host(function: &str) -> String {
+    format!("{function}.{}", DOMAINS[0])
+}
+
+pub fn count_fds(pid: i32) -> usize {
+    fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, |entries| entries.count())
+}
