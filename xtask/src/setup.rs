@@ -1,0 +1,16 @@
+//! `cargo xtask setup`: makes the eBPF toolchain ready.
+
+use std::process::ExitCode;
+
+use crate::toolchain;
+
+#[derive(clap::Args)]
+pub struct Arguments {}
+
+pub fn run(_: &Arguments) -> anyhow::Result<ExitCode> {
+    let installed = toolchain::ensure()?;
+    println!("eBPF compiler: {}", installed.compiler);
+    println!("eBPF linker:   {}", installed.linker);
+    println!("in:            {}", installed.directory.display());
+    Ok(ExitCode::SUCCESS)
+}
