@@ -4,6 +4,7 @@
 pub mod client_hello;
 pub mod first_flight;
 pub mod limits;
+pub mod map_values;
 pub mod name;
 pub mod protocol;
 pub mod refusal;

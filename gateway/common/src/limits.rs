@@ -22,3 +22,12 @@ pub const EMPTY_LINES: u16 = 16;
 
 /// An authority is a host name of at most 253 bytes, a colon and a port.
 pub const AUTHORITY_BYTES: u16 = 260;
+
+/// How many connections the kernel path follows at once: each holds a socket, and a retired one needs no entry.
+pub const ENROLLED_CONNECTIONS: usize = 65_536;
+
+/// Keys of routes, of all generations that a connection may still hold.
+pub const ROUTES: usize = 8_192;
+
+/// Room for one event of each of a third of the enrolled connections; a lost one is found at its deadline.
+pub const EVENT_RING_BYTES: usize = 512 * 1024;

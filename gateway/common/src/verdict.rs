@@ -14,6 +14,8 @@ pub enum Verdict {
     Refused(Refusal),
     /// The kernel could not keep the connection's bytes exact: it must be destroyed.
     Poisoned,
+    /// The connection closed before its verdict.
+    Closed,
 }
 
 // The low bits of a word say its kind, so that a zeroed word is `Pending`.
@@ -21,7 +23,10 @@ const KIND_BITS: u32 = 2;
 const KIND_PENDING: u32 = 0;
 const KIND_ROUTE: u32 = 1;
 const KIND_REFUSED: u32 = 2;
-const KIND_POISONED: u32 = 3;
+const KIND_ENDED: u32 = 3;
+
+const DETAIL_POISONED: u32 = 0;
+const DETAIL_CLOSED: u32 = 1;
 
 /// Generations wrap here: with the route's index they fill a word.
 pub const GENERATION_MASK: u16 = (1 << 14) - 1;
@@ -35,7 +40,8 @@ impl Verdict {
                 ((index as u32) << 16) | (((generation & GENERATION_MASK) as u32) << KIND_BITS) | KIND_ROUTE
             }
             Self::Refused(refusal) => ((refusal.code() as u32) << KIND_BITS) | KIND_REFUSED,
-            Self::Poisoned => KIND_POISONED,
+            Self::Poisoned => (DETAIL_POISONED << KIND_BITS) | KIND_ENDED,
+            Self::Closed => (DETAIL_CLOSED << KIND_BITS) | KIND_ENDED,
         }
     }
 
@@ -51,10 +57,17 @@ impl Verdict {
                 None => None,
             },
             KIND_PENDING if detail == 0 => Some(Self::Pending),
-            KIND_POISONED if detail == 0 => Some(Self::Poisoned),
+            KIND_ENDED if detail == DETAIL_POISONED => Some(Self::Poisoned),
+            KIND_ENDED if detail == DETAIL_CLOSED => Some(Self::Closed),
             _ => None,
         }
     }
+}
+
+/// Whether a word is a route's, for code that can't afford to parse it.
+#[inline(always)]
+pub const fn is_route(word: u32) -> bool {
+    word & ((1 << KIND_BITS) - 1) == KIND_ROUTE
 }
 
 /// The address that `accept4` gives in place of the peer's: the verdict, in multicast space, which no TCP peer can own.
@@ -144,14 +157,16 @@ mod tests {
         fn a_word_is_a_verdict_or_nothing(word: u32) {
             if let Some(verdict) = Verdict::from_word(word) {
                 proptest::prop_assert_eq!(verdict.to_word(), word);
+                proptest::prop_assert_eq!(is_route(word), matches!(verdict, Verdict::Route { .. }));
             }
         }
     }
 
     #[test]
     fn the_rest_survives_too() {
-        for verdict in
-            [Verdict::Pending, Verdict::Poisoned].into_iter().chain(Refusal::ALL.map(Verdict::Refused))
+        for verdict in [Verdict::Pending, Verdict::Poisoned, Verdict::Closed]
+            .into_iter()
+            .chain(Refusal::ALL.map(Verdict::Refused))
         {
             assert_eq!(Verdict::from_word(verdict.to_word()), Some(verdict));
         }
