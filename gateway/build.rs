@@ -26,6 +26,8 @@ fn main() -> Result<()> {
     path.extend(env::split_paths(&env::var_os("PATH").unwrap_or_default()));
     // SAFETY: this program has a single thread, so nobody reads the environment meanwhile.
     unsafe {
+        // What aya-build relays would appear as warnings; errors and real warnings still do.
+        env::set_var("CARGO_TERM_QUIET", "true");
         env::set_var("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", toolchain.join("bin/bpf-linker"));
         // Without rustup, aya-build takes cargo and rustc from here.
         env::set_var("PATH", env::join_paths(path)?);
