@@ -1,1 +1,1 @@
-//! supervise
+//! The parent of the functions (in work).
