@@ -169,27 +169,43 @@ impl InstanceEnd {
     /// The next message, if one is there. What came out of the queue is counted as taken on the status page, also when
     /// it turns out to be unusable. After `Error::OutOfDescriptors` the end works on; after any other error drop it.
     pub fn receive<'a>(&self, buffer: &'a mut ReceiveBuffer) -> Result<Received<'a>, Error> {
-        let ReceiveBuffer { bytes, connections, descriptors } = buffer;
-        descriptors.clear();
-        let datagram = receive(self.socket.as_fd(), &mut bytes[..], |fd| descriptors.push(fd))
-            .inspect_err(|_| self.status.add_taken(descriptors.len()));
-        let (length, complete) = match datagram? {
-            Datagram::Message { length, complete } => (length, complete),
-            Datagram::WouldBlock => return Ok(Received::WouldBlock),
-            Datagram::Closed => return Ok(Received::Closed),
-        };
-        if let Err(error) = decode_connections(&bytes[..length], connections) {
-            self.status.add_taken(descriptors.len());
-            return Err(error.into());
+        let filled = self.fill(buffer);
+        let ReceiveBuffer { connections, descriptors, .. } = buffer;
+        // A broken message's records can't be counted, a truncated one's descriptors are too few.
+        self.status.add_taken(connections.len().max(descriptors.len()));
+        match filled {
+            Ok(Filled::Connections) => {
+                Ok(Received::Connections(connections.drain(..).zip(descriptors.drain(..))))
+            }
+            Ok(Filled::WouldBlock) => Ok(Received::WouldBlock),
+            Ok(Filled::Closed) => Ok(Received::Closed),
+            Err(error) => {
+                // Their clients learn of it now, not when the buffer is used again.
+                descriptors.clear();
+                Err(error)
+            }
         }
-        self.status.add_taken(connections.len());
+    }
+
+    /// Puts the next message's connections and descriptors into `buffer`, as many of each if it is sound.
+    fn fill(&self, buffer: &mut ReceiveBuffer) -> Result<Filled, Error> {
+        let ReceiveBuffer { bytes, connections, descriptors } = buffer;
+        connections.clear();
+        descriptors.clear();
+        let (length, complete) =
+            match receive(self.socket.as_fd(), &mut bytes[..], |fd| descriptors.push(fd))? {
+                Datagram::Message { length, complete } => (length, complete),
+                Datagram::WouldBlock => return Ok(Filled::WouldBlock),
+                Datagram::Closed => return Ok(Filled::Closed),
+            };
+        decode_connections(&bytes[..length], connections)?;
         if !complete {
             return Err(Error::OutOfDescriptors { lost: connections.len() });
         }
         if connections.len() != descriptors.len() {
             return Err(Error::Descriptors { expected: connections.len(), got: descriptors.len() });
         }
-        Ok(Received::Connections(connections.drain(..).zip(descriptors.drain(..))))
+        Ok(Filled::Connections)
     }
 
     /// Ends the gateway's sending without losing anything: from now on its sends fail, and what is queued can still be
@@ -220,6 +236,12 @@ impl Default for ReceiveBuffer {
     fn default() -> Self {
         Self::new()
     }
+}
+
+enum Filled {
+    Connections,
+    WouldBlock,
+    Closed,
 }
 
 enum Datagram {

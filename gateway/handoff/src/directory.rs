@@ -27,22 +27,11 @@ impl FunctionsDirectory {
     pub fn open(path: &Path) -> Result<Self, Error> {
         let failed =
             |errno: rustix::io::Errno| Error::OpenDirectory { path: path.to_owned(), source: errno.into() };
-        let untrusted = |reason| Error::UntrustedDirectory { path: path.to_owned(), reason };
         let directory =
             open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(failed)?;
         let status = fstat(&directory).map_err(failed)?;
-        let own = geteuid().as_raw();
-        if status.st_uid != 0 && status.st_uid != own {
-            return Err(untrusted(format!(
-                "it belongs to user {}, neither to root nor to user {own}",
-                status.st_uid
-            )));
-        }
-        if status.st_mode & WRITABLE_BY_OTHERS != 0 {
-            return Err(untrusted(format!(
-                "others than its owner may write to it (mode {:04o}); chmod go-w makes it safe",
-                status.st_mode & 0o7777
-            )));
+        if let Some(reason) = distrust(status.st_uid, status.st_mode, geteuid().as_raw()) {
+            return Err(Error::UntrustedDirectory { path: path.to_owned(), reason });
         }
         Ok(Self { directory, path: path.to_owned() })
     }
@@ -71,5 +60,60 @@ impl FunctionsDirectory {
         let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
         connect(&socket, &address)?;
         Ok(socket)
+    }
+}
+
+/// Why sockets in a directory could be anybody's.
+fn distrust(owner: u32, mode: u32, own: u32) -> Option<String> {
+    if owner != 0 && owner != own {
+        return Some(format!("it belongs to user {owner}, neither to root nor to user {own}"));
+    }
+    if mode & WRITABLE_BY_OTHERS != 0 {
+        let mode = mode & 0o7777;
+        return Some(format!(
+            "others than its owner may write to it (mode {mode:04o}); chmod go-w makes it safe"
+        ));
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{fs, os::unix::fs::PermissionsExt};
+
+    #[test]
+    fn only_root_and_the_own_user_are_trusted() {
+        for (owner, mode, trusted) in [
+            (0, 0o755, true),
+            (7, 0o700, true),
+            (8, 0o700, false),
+            (7, 0o770, false),
+            (7, 0o757, false),
+            (0, 0o1777, false),
+        ] {
+            assert_eq!(distrust(owner, 0o040000 | mode, 7).is_none(), trusted, "{owner} {mode:o}");
+        }
+    }
+
+    #[test]
+    fn a_directory_that_others_may_write_to_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        assert!(FunctionsDirectory::open(directory.path()).is_ok());
+        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(matches!(FunctionsDirectory::open(directory.path()), Err(Error::UntrustedDirectory { .. })));
+    }
+
+    #[test]
+    fn what_is_no_directory_or_no_socket_is_an_error() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("file.sock");
+        fs::write(&file, "").unwrap();
+        assert!(matches!(FunctionsDirectory::open(&file), Err(Error::OpenDirectory { .. })));
+        assert!(matches!(GatewayEnd::connect(&file), Err(Error::Connect { .. })));
+        assert!(matches!(GatewayEnd::connect(Path::new("/")), Err(Error::NoSocketPath { .. })));
+        let opened = FunctionsDirectory::open(directory.path()).unwrap();
+        assert!(matches!(opened.connect("none.sock"), Err(Error::Connect { .. })));
+        assert!(matches!(opened.connect("../file.sock"), Err(Error::Connect { .. })));
     }
 }

@@ -8,6 +8,7 @@ pub mod listen_fds;
 mod listener;
 pub mod message;
 mod page;
+mod reader;
 
 pub use channel::{Arrivals, FromInstance, GatewayEnd, InstanceEnd, ReceiveBuffer, Received, SendError};
 pub use directory::FunctionsDirectory;

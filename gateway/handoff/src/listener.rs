@@ -1,9 +1,7 @@
 //! An instance's listening socket, at which only the gateway is let in.
-use std::{
-    io,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
-};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use rustix::{
     fs::{OFlags, fcntl_getfl, fcntl_setfl},
     io::{Errno, FdFlags, fcntl_setfd},
@@ -70,10 +68,10 @@ impl PoolListener {
             Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => return Ok(None),
             Err(errno) => return Err(Error::Accept(errno.into())),
         };
-        let peer =
-            sockopt::socket_peercred(&socket).map_err(|errno| Error::Accept(io::Error::from(errno)))?;
-        if !allowed.contains(peer.uid.as_raw()) {
-            return Err(Error::ForeignPeer { uid: peer.uid.as_raw(), pid: peer.pid.as_raw_nonzero().get() });
+        // Not rustix's: its pid can't be 0, which is what a peer in another pid namespace has.
+        let peer = getsockopt(&socket, PeerCredentials).map_err(|errno| Error::Accept(errno.into()))?;
+        if !allowed.contains(peer.uid()) {
+            return Err(Error::ForeignPeer { uid: peer.uid(), pid: peer.pid() });
         }
         Ok(Some(PoolConnection { socket }))
     }
