@@ -1,1 +1,142 @@
-//! config
+//! The configuration: a TOML file, or the defaults that need none, as types that are known to be valid.
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use common::FunctionName;
+use serde::Deserialize;
+
+mod file;
+mod hosts;
+
+/// The built-in function that answers for connections that belong to nobody.
+pub const REFUSAL: &str = "refusal";
+
+/// What is served when no file says otherwise: the functions that are built beside this program.
+const BUILT_IN: &str = r#"
+[functions.echo]
+command = ["echo"]
+[functions.hello]
+command = ["hello"]
+[functions.resize]
+command = ["resize"]
+"#;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    pub gateway: Gateway,
+    pub functions: BTreeMap<FunctionName, Function>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gateway {
+    pub http: SocketAddr,
+    pub https: SocketAddr,
+    pub verdict: VerdictMode,
+    /// How long a connection may take until it is known which function it is for.
+    pub head_timeout: Duration,
+    /// Where the functions' sockets are, `NAME.sock`.
+    pub functions_dir: PathBuf,
+    /// A function's host names are `NAME.DOMAIN` for each, in lower case.
+    pub domains: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Function {
+    /// Every host name, in lower case: `NAME.DOMAIN` first, then the function's own.
+    pub hosts: Vec<String>,
+    /// What the supervisor runs; the program's path is absolute. `None`: somebody else starts the function.
+    pub command: Option<Vec<String>>,
+    pub certificate: Option<PathBuf>,
+    pub key: Option<PathBuf>,
+    /// Whom the function runs as, if not the supervisor's own user.
+    pub user: Option<String>,
+    pub env: BTreeMap<String, String>,
+}
+
+/// Who judges connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum VerdictMode {
+    /// The kernel, if the self-test proves that it can; else the gateway, by peeking.
+    Auto,
+    /// The kernel, or no start.
+    Sockmap,
+    /// The gateway, by peeking.
+    Peek,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read the configuration {}: {source}", path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("{}:{line}: {reason}", path.display())]
+    Invalid { path: PathBuf, line: usize, reason: String },
+    #[error("cannot find the directory of this program, which holds the default functions: {0}")]
+    OwnDirectory(io::Error),
+}
+
+impl Config {
+    /// Reads the file; without one, the defaults.
+    pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
+        let programs = own_directory().map_err(ConfigError::OwnDirectory)?;
+        let Some(path) = path else { return parse(Path::new("built-in configuration"), BUILT_IN, &programs) };
+        let text =
+            fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        parse(path, &text, &programs)
+    }
+}
+
+fn parse(path: &Path, text: &str, programs: &Path) -> Result<Config, ConfigError> {
+    let file =
+        std::path::absolute(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    let base = file.parent().unwrap_or(Path::new("/"));
+    file::parse(text, base, programs).map_err(|invalid| ConfigError::Invalid {
+        path: path.to_owned(),
+        line: invalid.line(text),
+        reason: invalid.reason,
+    })
+}
+
+/// The directory of the running program, beside which its functions are installed.
+pub fn own_directory() -> io::Result<PathBuf> {
+    let program = std::env::current_exe()?;
+    program.parent().map(Path::to_owned).ok_or_else(|| io::ErrorKind::NotFound.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_file_the_functions_beside_the_program_are_served() {
+        let config = Config::load(None).unwrap();
+        assert_eq!(config.gateway.http, "[::]:8080".parse().unwrap());
+        assert_eq!(config.gateway.https, "[::]:8443".parse().unwrap());
+        assert_eq!(config.gateway.verdict, VerdictMode::Auto);
+        assert_eq!(config.gateway.head_timeout, Duration::from_secs(10));
+        let names: Vec<_> = config.functions.keys().map(FunctionName::as_str).collect();
+        assert_eq!(names, ["echo", "hello", "resize"]);
+        let echo = &config.functions[&"echo".parse().unwrap()];
+        let program = own_directory().unwrap().join("echo").to_str().unwrap().to_owned();
+        assert_eq!(echo.command, Some(vec![program]));
+        assert_eq!(echo.hosts, ["echo.faas.local", "echo.localhost"]);
+    }
+
+    #[test]
+    fn a_missing_file_is_named() {
+        let error = Config::load(Some(Path::new("/nowhere/pointsman.toml"))).unwrap_err();
+        assert!(error.to_string().contains("/nowhere/pointsman.toml"), "{error}");
+    }
+
+    #[test]
+    fn an_error_begins_with_file_and_line() {
+        let error =
+            parse(Path::new("/etc/p.toml"), "[gateway]\nhttp = \"here\"\n", Path::new("/")).unwrap_err();
+        assert!(error.to_string().starts_with("/etc/p.toml:2: "), "{error}");
+    }
+}

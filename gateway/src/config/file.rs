@@ -1,0 +1,364 @@
+//! The configuration file as it is written, and what it has to satisfy.
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+    str::FromStr,
+    time::Duration,
+};
+
+use common::{FunctionName, InvalidName, limits::ROUTES};
+use serde::Deserialize;
+use toml::Spanned;
+
+use super::{
+    Config, Function, Gateway, REFUSAL, VerdictMode,
+    hosts::{self, Hosts},
+};
+
+/// The kernel's table of routes holds two generations while one replaces the other.
+const MAX_ROUTES: usize = ROUTES / 2;
+
+/// Shorter ones would cut clients at the other end of a satellite link, longer ones would hold what nobody uses.
+const HEAD_TIMEOUT_MS: std::ops::RangeInclusive<u64> = 100..=600_000;
+const DEFAULT_HEAD_TIMEOUT_MS: u64 = 10_000;
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    #[serde(default)]
+    gateway: GatewayTable,
+    #[serde(default)]
+    functions: BTreeMap<Spanned<String>, FunctionTable>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct GatewayTable {
+    http: Option<Spanned<String>>,
+    https: Option<Spanned<String>>,
+    verdict: Option<VerdictMode>,
+    head_timeout_ms: Option<Spanned<u64>>,
+    functions_dir: Option<PathBuf>,
+    domains: Option<Vec<Spanned<String>>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FunctionTable {
+    #[serde(default)]
+    hosts: Vec<Spanned<String>>,
+    command: Option<Spanned<Vec<String>>>,
+    certificate: Option<Spanned<PathBuf>>,
+    key: Option<Spanned<PathBuf>>,
+    user: Option<Spanned<String>>,
+    #[serde(default)]
+    env: BTreeMap<Spanned<String>, String>,
+}
+
+/// What is wrong, and the byte of the file at which it begins.
+#[derive(Debug, PartialEq)]
+pub struct Invalid {
+    offset: usize,
+    pub reason: String,
+}
+
+impl Invalid {
+    pub fn line(&self, text: &str) -> usize {
+        1 + text.bytes().take(self.offset).filter(|&byte| byte == b'\n').count()
+    }
+
+    pub fn at<T>(value: &Spanned<T>, reason: impl Into<String>) -> Self {
+        Self { offset: value.span().start, reason: reason.into() }
+    }
+}
+
+pub fn parse(text: &str, base: &Path, programs: &Path) -> Result<Config, Invalid> {
+    let file: File = toml::from_str(text).map_err(|error| Invalid {
+        offset: error.span().map_or(0, |span| span.start),
+        reason: error.message().trim_end().replace('\n', ", "),
+    })?;
+    let gateway = file.gateway.validate(base)?;
+    let mut known = Hosts::default();
+    let mut functions = BTreeMap::new();
+    for (key, table) in &file.functions {
+        let name = function_name(key)?;
+        known.claim_generated(key, name, &gateway.domains)?;
+        functions.insert(name, table.validate(name, base, programs)?);
+    }
+    // Own hosts come after all generated ones, so that the line that is shown is the one to change.
+    for (key, table) in &file.functions {
+        let name = function_name(key)?;
+        for host in &table.hosts {
+            known.claim(host, name)?;
+        }
+    }
+    for (host, name) in known.in_order {
+        if let Some(function) = functions.get_mut(&name) {
+            function.hosts.push(host);
+        }
+    }
+    let routes: usize = functions.values().map(|function| 1 + function.hosts.len()).sum();
+    if routes > MAX_ROUTES {
+        let reason = format!("{routes} names and hosts are more than the {MAX_ROUTES} that can be routed");
+        return Err(Invalid { offset: 0, reason });
+    }
+    Ok(Config { gateway, functions })
+}
+
+impl GatewayTable {
+    fn defaults(&self) -> Gateway {
+        Gateway {
+            http: SocketAddr::new(IpAddr::from([0u16; 8]), 8080),
+            https: SocketAddr::new(IpAddr::from([0u16; 8]), 8443),
+            verdict: self.verdict.unwrap_or(VerdictMode::Auto),
+            head_timeout: Duration::from_millis(DEFAULT_HEAD_TIMEOUT_MS),
+            functions_dir: PathBuf::from("/run/pointsman/functions"),
+            domains: vec!["faas.local".to_owned(), "localhost".to_owned()],
+        }
+    }
+
+    fn validate(&self, base: &Path) -> Result<Gateway, Invalid> {
+        let mut gateway = self.defaults();
+        if let Some(http) = &self.http {
+            gateway.http = listener(http)?;
+        }
+        if let Some(https) = &self.https {
+            gateway.https = listener(https)?;
+        }
+        if gateway.http == gateway.https && gateway.http.port() != 0 {
+            let offset = self.https.as_ref().or(self.http.as_ref()).map_or(0, |value| value.span().start);
+            let reason = format!("http and https both listen at {}; give each its own port", gateway.http);
+            return Err(Invalid { offset, reason });
+        }
+        if let Some(timeout) = &self.head_timeout_ms {
+            if !HEAD_TIMEOUT_MS.contains(timeout.get_ref()) {
+                let (least, most) = HEAD_TIMEOUT_MS.into_inner();
+                return Err(Invalid::at(timeout, format!("head_timeout_ms is from {least} to {most}")));
+            }
+            gateway.head_timeout = Duration::from_millis(*timeout.get_ref());
+        }
+        if let Some(directory) = &self.functions_dir {
+            gateway.functions_dir = base.join(directory);
+        }
+        if let Some(domains) = &self.domains {
+            gateway.domains = hosts::unique(domains)?;
+        }
+        Ok(gateway)
+    }
+}
+
+impl FunctionTable {
+    /// Everything but the hosts, which are compared with those of all functions.
+    fn validate(&self, name: FunctionName, base: &Path, programs: &Path) -> Result<Function, Invalid> {
+        let command = self.command.as_ref().map(|command| absolute_command(command, base, programs));
+        match (&self.certificate, &self.key) {
+            (Some(certificate), None) => {
+                return Err(Invalid::at(
+                    certificate,
+                    format!("functions.{name} has a certificate and no key"),
+                ));
+            }
+            (None, Some(key)) => {
+                return Err(Invalid::at(key, format!("functions.{name} has a key and no certificate")));
+            }
+            _ => {}
+        }
+        for variable in self.env.keys() {
+            if variable.get_ref().is_empty() || variable.get_ref().contains(['=', '\0']) {
+                let reason = format!("{:?} can't be the name of a variable", variable.get_ref());
+                return Err(Invalid::at(variable, reason));
+            }
+        }
+        if let Some((variable, _)) = self.env.iter().find(|(_, value)| value.contains('\0')) {
+            return Err(Invalid::at(variable, "a variable's value can't hold a NUL"));
+        }
+        let path = |path: &Option<Spanned<PathBuf>>| path.as_ref().map(|path| base.join(path.get_ref()));
+        Ok(Function {
+            hosts: Vec::new(),
+            command: command.transpose()?,
+            certificate: path(&self.certificate),
+            key: path(&self.key),
+            user: self.user.as_ref().map(|user| user.get_ref().clone()),
+            env: self.env.iter().map(|(name, value)| (name.get_ref().clone(), value.clone())).collect(),
+        })
+    }
+}
+
+fn function_name(key: &Spanned<String>) -> Result<FunctionName, Invalid> {
+    let name = FunctionName::from_str(key.get_ref()).map_err(|reason: InvalidName| {
+        Invalid::at(key, format!("functions.{:?}: {reason}", key.get_ref()))
+    })?;
+    if name.as_str() == REFUSAL {
+        return Err(Invalid::at(key, "`refusal` is the built-in function that refuses; choose another name"));
+    }
+    if let Err(reason) = hosts::label(name.as_str()) {
+        return Err(Invalid::at(key, format!("functions.{name}: {reason}")));
+    }
+    Ok(name)
+}
+
+fn listener(address: &Spanned<String>) -> Result<SocketAddr, Invalid> {
+    address.get_ref().parse().map_err(|_| {
+        let reason = format!(
+            "{:?} is not an address to listen at; right would be ADDRESS:PORT, such as \"127.0.0.1:8080\" or \"[::]:8080\"",
+            address.get_ref()
+        );
+        Invalid::at(address, reason)
+    })
+}
+
+/// A program is named by its path, absolute or from the file's directory, or by its bare name beside this program.
+fn absolute_command(
+    command: &Spanned<Vec<String>>,
+    base: &Path,
+    programs: &Path,
+) -> Result<Vec<String>, Invalid> {
+    let mut words = command.get_ref().clone();
+    if words.iter().any(|word| word.contains('\0')) {
+        return Err(Invalid::at(command, "a command can't hold a NUL"));
+    }
+    match words.first_mut() {
+        Some(program) if !program.is_empty() => {
+            let directory = if program.contains('/') { base } else { programs };
+            // Both come from a String and this program's own path; one that is not UTF-8 is beyond a TOML file.
+            *program = directory.join(program.as_str()).to_string_lossy().into_owned();
+            Ok(words)
+        }
+        _ => {
+            Err(Invalid::at(command, "command is empty; right would be [\"/path/of/program\", \"argument\"]"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Config, Invalid> {
+        parse(text, Path::new("/etc/pointsman"), Path::new("/usr/lib/pointsman"))
+    }
+
+    /// The line and the reason of a refusal.
+    fn refused(text: &str) -> (usize, String) {
+        let invalid = read(text).expect_err(text);
+        (invalid.line(text), invalid.reason)
+    }
+
+    fn name(text: &str) -> FunctionName {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn an_empty_file_has_the_defaults_and_no_functions() {
+        let config = read("").unwrap();
+        assert_eq!(config.gateway, GatewayTable::default().defaults());
+        assert!(config.functions.is_empty());
+    }
+
+    #[test]
+    fn every_key_is_read() {
+        let config = read(
+            r#"
+            [gateway]
+            http = "127.0.0.1:80"
+            https = "[::1]:443"
+            verdict = "peek"
+            head_timeout_ms = 2500
+            functions_dir = "sockets"
+            domains = ["Example.ORG"]
+
+            [functions.thumb]
+            hosts = ["Thumbs.example.com"]
+            command = ["resize", "--workers", "2"]
+            certificate = "thumb.pem"
+            key = "/keys/thumb.key"
+            user = "nobody"
+            env = { LEVEL = "high" }
+
+            [functions.other]
+            "#,
+        )
+        .unwrap();
+        assert_eq!(config.gateway.http, "127.0.0.1:80".parse().unwrap());
+        assert_eq!(config.gateway.https, "[::1]:443".parse().unwrap());
+        assert_eq!(config.gateway.verdict, VerdictMode::Peek);
+        assert_eq!(config.gateway.head_timeout, Duration::from_millis(2500));
+        assert_eq!(config.gateway.functions_dir, Path::new("/etc/pointsman/sockets"));
+        let thumb = &config.functions[&name("thumb")];
+        assert_eq!(thumb.hosts, ["thumb.example.org", "thumbs.example.com"]);
+        assert_eq!(thumb.command.as_ref().unwrap(), &["/usr/lib/pointsman/resize", "--workers", "2"]);
+        assert_eq!(thumb.certificate.as_deref(), Some(Path::new("/etc/pointsman/thumb.pem")));
+        assert_eq!(thumb.key.as_deref(), Some(Path::new("/keys/thumb.key")));
+        assert_eq!(thumb.user.as_deref(), Some("nobody"));
+        assert_eq!(thumb.env["LEVEL"], "high");
+        assert_eq!(config.functions[&name("other")].command, None);
+    }
+
+    #[test]
+    fn a_refusal_names_the_line_and_what_would_be_right() {
+        for (text, line, part) in [
+            ("\n[gateway]\nhtp = \"x\"\n", 3, "expected one of `http`"),
+            ("[gateway]\nhttp = \"8080\"\n", 2, "ADDRESS:PORT"),
+            ("[gateway]\n\nhttps = \"[::]:8080\"\n", 3, "its own port"),
+            ("[gateway]\nverdict = \"fast\"\n", 2, "sockmap"),
+            ("[gateway]\nhead_timeout_ms = 5\n", 2, "from 100 to 600000"),
+            ("[gateway]\ndomains = [\"a.b\",\n \"A.B\"]\n", 3, "twice"),
+            ("[gateway\n", 1, "expected"),
+            ("\n[functions.Echo]\n", 2, "a-z"),
+            ("[functions.\"a.b\"]\n", 1, "a-z"),
+            ("[functions.-a]\n", 1, "must not begin"),
+            ("[functions.refusal]\n", 1, "built-in"),
+            ("[functions.a]\ncomand = [\"x\"]\n", 2, "expected one of"),
+            ("[functions.a]\ncommand = []\n", 2, "/path/of/program"),
+            ("[functions.a]\ncommand = [\"x\"]\ncertificate = \"c\"\n", 3, "no key"),
+            ("[functions.a]\ncommand = [\"x\"]\nkey = \"c\"\n", 3, "no certificate"),
+            ("[functions.a]\ncommand = [\"x\"]\n[functions.a.env]\n\"A=B\" = \"\"\n", 4, "variable"),
+        ] {
+            let (at, reason) = refused(text);
+            assert!(at == line && reason.contains(part), "{text:?}: line {at}: {reason}");
+            assert!(!reason.contains('\n'), "{reason:?}");
+        }
+    }
+
+    #[test]
+    fn a_host_is_a_dns_name_of_one_function() {
+        let host = |host: &str| refused(&format!("[functions.a]\nhosts = [\n\"{host}\"]\n"));
+        for (wrong, part) in [
+            ("", "empty"),
+            ("127.0.0.1", "an address"),
+            ("::1", "an address"),
+            ("[::1]", "an address"),
+            ("a.b.", "ends with a dot"),
+            ("a..b", "1 to 63"),
+            ("b\u{fc}ro.example", "xn--"),
+            ("a_b.example", "'_'"),
+            ("*.example", "'*'"),
+            ("a-.example", "begin or end"),
+            ("a.faas.local", "functions.a already"),
+        ] {
+            let (line, reason) = host(wrong);
+            assert!(line == 3 && reason.contains(part), "{wrong:?}: line {line}: {reason}");
+        }
+        let (line, reason) = host(&["a"; 63].join("."));
+        assert!(line == 3 && reason.contains("at most 124"), "{reason}");
+        assert!(host(&"a".repeat(64)).1.contains("1 to 63"));
+    }
+
+    #[test]
+    fn two_functions_never_share_a_host() {
+        let (line, reason) =
+            refused("[functions.a]\nhosts = [\"X.example\"]\n[functions.b]\nhosts = [\"x.example\"]\n");
+        assert!(line == 4 && reason.contains("functions.a"), "line {line}: {reason}");
+        // The line shown is that of the host, which can be changed, not that of the name it collides with.
+        let (line, reason) = refused("[functions.a]\nhosts = [\"b.localhost\"]\n[functions.b]\n");
+        assert!(line == 2 && reason.contains("functions.b"), "line {line}: {reason}");
+    }
+
+    #[test]
+    fn a_name_that_is_too_long_with_its_domain_is_refused() {
+        let domain = ["d".repeat(60), "e".repeat(60)].join(".");
+        let (line, reason) = refused(&format!("[gateway]\ndomains = [\"{domain}\"]\n[functions.long]\n"));
+        assert!(line == 3 && reason.contains("shorten"), "line {line}: {reason}");
+    }
+}
