@@ -1,2 +1,34 @@
 //! One file per promise that the product makes.
+
+/// Makes two tests of each function, one for each source of verdicts.
+macro_rules! in_both_modes {
+    ($($name:ident),+ $(,)?) => { $(
+        mod $name {
+            #[test]
+            fn sockmap() -> anyhow::Result<()> {
+                super::$name(tests::Verdicts::Sockmap)
+            }
+
+            #[test]
+            fn peek() -> anyhow::Result<()> {
+                super::$name(tests::Verdicts::Peek)
+            }
+        }
+    )+ };
+}
+
+mod bodies;
+mod differential;
+mod faults;
+mod hellos;
+mod idle_and_slow;
+mod integrity;
+mod leaks;
 mod mangling;
+mod methods;
+mod no_reads;
+mod pipelining;
+mod port_reuse;
+mod restarts;
+mod routing;
+mod segmentation;

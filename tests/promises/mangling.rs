@@ -8,7 +8,7 @@ use std::{
 use tests::{
     mangle::{Injector, Loss, PerMillion},
     net::Net,
-    pattern::Pattern,
+    pattern::{Pattern, Random},
     segments::{self, send_segments},
 };
 
@@ -49,6 +49,26 @@ fn a_segment_ahead_of_time_arrives_and_the_real_one_overlaps_it() {
         let mut rest = Vec::new();
         server.read_to_end(&mut rest).unwrap();
         assert_eq!(rest, b"rd", "{address}");
+    }
+}
+
+#[test]
+fn native_tcp_survives_every_overlap() {
+    let _net = Net::private();
+    for address in LOOPBACKS {
+        for seed in 0..100 {
+            let mut random = Random::new(seed);
+            let (client, mut server) = pair(address);
+            client.set_nodelay(true).unwrap();
+            let length = random.within(1, 5000);
+            let bytes = random.bytes(length);
+            Injector::new(&client).unwrap().write_with_overlaps(&client, &mut random, &bytes).unwrap();
+            client.shutdown(Shutdown::Write).unwrap();
+            server.set_read_timeout(Some(tests::PATIENCE)).unwrap();
+            let mut received = Vec::new();
+            server.read_to_end(&mut received).unwrap();
+            assert!(received == bytes, "{address}, seed {seed}");
+        }
     }
 }
 

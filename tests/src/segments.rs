@@ -27,14 +27,7 @@ pub fn send_segments<'a>(stream: &TcpStream, pieces: impl IntoIterator<Item = &'
     let before = sent(stream)?;
     let mut written = 0;
     for piece in pieces.into_iter().filter(|piece| !piece.is_empty()) {
-        let mut rest = piece;
-        while !rest.is_empty() {
-            match (&mut &*stream).write(rest) {
-                Ok(length) => rest = &rest[length..],
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::yield_now(),
-                Err(error) => return Err(error),
-            }
-        }
+        write_all(stream, piece)?;
         wait_until_sent(stream)?;
         written += 1;
     }
@@ -52,6 +45,18 @@ pub fn send_cut_at(stream: &TcpStream, bytes: &[u8], cuts: &[usize]) -> io::Resu
     let starts = [0].into_iter().chain(cuts.iter().copied());
     let ends = cuts.iter().copied().chain([bytes.len()]);
     send_segments(stream, starts.zip(ends).map(|(start, end)| &bytes[start..end]))
+}
+
+/// Writes to a socket that may be non-blocking.
+pub fn write_all(mut stream: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match stream.write(bytes) {
+            Ok(length) => bytes = &bytes[length..],
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::yield_now(),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 pub fn wait_until_sent(stream: &TcpStream) -> io::Result<()> {

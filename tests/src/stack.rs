@@ -4,6 +4,7 @@ use std::{
     fmt::Write as _,
     fs,
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
+    ops::Deref,
     path::PathBuf,
     process::Command,
     rc::Rc,
@@ -56,6 +57,7 @@ pub struct Plan {
     settings: BTreeMap<String, String>,
     gateway_arguments: Vec<String>,
     address: IpAddr,
+    ports: Option<(u16, u16)>,
     extra: String,
 }
 
@@ -66,15 +68,12 @@ pub struct Stack {
     seen: Seen,
     cgroups: Cgroups,
     pub net: Rc<Net>,
-    pub http: SocketAddr,
-    pub https: SocketAddr,
     pub authority: Authority,
-    certificates: BTreeMap<String, Certificate>,
+    book: AddressBook,
     config: PathBuf,
     gateway_arguments: Vec<String>,
     verdicts: Verdicts,
     functions: Vec<String>,
-    tls: Arc<ClientConfig>,
     folder: TempDir,
 }
 
@@ -100,6 +99,7 @@ impl Plan {
             settings: BTreeMap::new(),
             gateway_arguments: Vec::new(),
             address: Ipv4Addr::LOCALHOST.into(),
+            ports: None,
             extra: String::new(),
         }
     }
@@ -139,6 +139,12 @@ impl Plan {
         self
     }
 
+    /// The ports for HTTP and HTTPS, where a listener's address is set by hand.
+    pub fn with_ports(mut self, http: u16, https: u16) -> Self {
+        self.ports = Some((http, https));
+        self
+    }
+
     /// Appends text to the configuration file.
     pub fn configuration(mut self, text: &str) -> Self {
         self.extra.push_str(text);
@@ -159,7 +165,7 @@ impl Plan {
         let net = self.net.unwrap_or_else(|| Rc::new(Net::private()));
         let folder = tempfile::Builder::new().prefix("pointsman-test.").tempdir().expect("making a folder");
         let authority = Authority::new(folder.path());
-        let (http, https) = (net.free_port(), net.free_port());
+        let (http, https) = self.ports.unwrap_or_else(|| (net.free_port(), net.free_port()));
         let mut certificates = BTreeMap::new();
         let mut text = String::from("[gateway]\n");
         let sockets = folder.path().join("functions");
@@ -202,11 +208,13 @@ impl Plan {
             seen: Seen::default(),
             cgroups,
             net,
-            http: (self.address, http).into(),
-            https: (self.address, https).into(),
-            tls: Arc::new(tls::config(&authority, &versions)),
+            book: AddressBook {
+                http: (self.address, http).into(),
+                https: (self.address, https).into(),
+                tls: Arc::new(tls::config(&authority, &versions)),
+                certificates: Arc::new(certificates),
+            },
             authority,
-            certificates,
             config,
             gateway_arguments: self.gateway_arguments,
             verdicts: self.verdicts,
@@ -270,8 +278,9 @@ impl Stack {
         }
     }
 
-    pub fn verdicts(&self) -> Verdicts {
-        self.verdicts
+    /// For threads that are at work while the stack is changed.
+    pub fn address_book(&self) -> AddressBook {
+        self.book.clone()
     }
 
     pub fn folder(&self) -> &std::path::Path {
@@ -285,43 +294,6 @@ impl Stack {
 
     pub fn config_path(&self) -> &std::path::Path {
         &self.config
-    }
-
-    pub fn certificate(&self, function: &str) -> &Certificate {
-        &self.certificates[function]
-    }
-
-    /// Which function shows this certificate.
-    pub fn owner_of(&self, certificate: &[u8]) -> Option<&str> {
-        let owner = self.certificates.iter().find(|(_, known)| known.der.as_ref() == certificate);
-        owner.map(|(name, _)| name.as_str())
-    }
-
-    pub fn connect_http(&self) -> Result<TcpStream> {
-        TcpStream::connect(self.http).context("connecting to the HTTP port")
-    }
-
-    pub fn connect_https(&self) -> Result<TcpStream> {
-        TcpStream::connect(self.https).context("connecting to the HTTPS port")
-    }
-
-    /// A client of the HTTP port.
-    pub fn client(&self) -> Result<Client> {
-        Ok(Client::new(Wire::Plain(self.connect_http()?)))
-    }
-
-    /// A client of the HTTPS port with a session that the named function has accepted.
-    pub fn tls_client(&self, function: &str) -> Result<Client> {
-        tls::connect(self.https, &host(function), self.tls.clone())
-    }
-
-    pub fn tls_config(&self) -> Arc<ClientConfig> {
-        self.tls.clone()
-    }
-
-    /// A stranger's view of the stack, for threads.
-    pub fn address_book(&self) -> AddressBook {
-        AddressBook { http: self.http, https: self.https, tls: self.tls.clone() }
     }
 
     /// Remembers what the gateway holds of the kernel's, and returns it.
@@ -386,6 +358,14 @@ impl Stack {
     }
 }
 
+impl Deref for Stack {
+    type Target = AddressBook;
+
+    fn deref(&self) -> &AddressBook {
+        &self.book
+    }
+}
+
 impl Drop for Stack {
     fn drop(&mut self) {
         // After a failure the first one is the one that counts.
@@ -395,21 +375,42 @@ impl Drop for Stack {
     }
 }
 
-/// What a client needs to know, for threads that outlive a borrow of the stack.
+/// What a client needs to know; unlike the stack it may go to other threads.
 #[derive(Clone)]
 pub struct AddressBook {
     pub http: SocketAddr,
     pub https: SocketAddr,
-    pub tls: Arc<ClientConfig>,
+    tls: Arc<ClientConfig>,
+    certificates: Arc<BTreeMap<String, Certificate>>,
 }
 
 impl AddressBook {
-    pub fn client(&self) -> Result<Client> {
-        Ok(Client::new(Wire::Plain(TcpStream::connect(self.http).context("connecting")?)))
+    pub fn connect_http(&self) -> Result<TcpStream> {
+        TcpStream::connect(self.http).context("connecting to the HTTP port")
     }
 
+    pub fn connect_https(&self) -> Result<TcpStream> {
+        TcpStream::connect(self.https).context("connecting to the HTTPS port")
+    }
+
+    /// A client of the HTTP port.
+    pub fn client(&self) -> Result<Client> {
+        Ok(Client::new(Wire::Plain(self.connect_http()?)))
+    }
+
+    /// A client of the HTTPS port with a session that the named function has accepted.
     pub fn tls_client(&self, function: &str) -> Result<Client> {
         tls::connect(self.https, &host(function), self.tls.clone())
+    }
+
+    pub fn certificate(&self, function: &str) -> &Certificate {
+        &self.certificates[function]
+    }
+
+    /// Which function shows this certificate.
+    pub fn owner_of(&self, certificate: &[u8]) -> Option<&str> {
+        let owner = self.certificates.iter().find(|(_, known)| known.der.as_ref() == certificate);
+        owner.map(|(name, _)| name.as_str())
     }
 }
 

@@ -8,6 +8,11 @@ use std::{
 use nix::libc;
 use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::{
+    pattern::Random,
+    segments::{wait_until_sent, write_all},
+};
+
 /// Forges segments of one connection, from the client to the server.
 pub struct Injector {
     raw: Socket,
@@ -50,6 +55,33 @@ impl Injector {
     /// Delivers the last bytes that the client sent once more.
     pub fn again(&self, stream: &TcpStream, sent: &[u8]) -> io::Result<()> {
         self.astride(stream, sent, &[])
+    }
+
+    /// Writes `bytes` in pieces of which somebody else delivers some beforehand, alone or with what came before.
+    pub fn write_with_overlaps(
+        &self,
+        stream: &TcpStream,
+        random: &mut Random,
+        bytes: &[u8],
+    ) -> io::Result<()> {
+        const TAIL_BYTES: usize = 100;
+        let count = random.within(3, 12);
+        let cuts = random.cuts(bytes.len(), count);
+        let mut start = 0;
+        for end in cuts.into_iter().chain([bytes.len()]) {
+            let (sent, next) = (&bytes[..start], &bytes[start..end]);
+            wait_until_sent(stream)?;
+            let prefix = &next[..random.within(1, next.len())];
+            let tail = &sent[sent.len() - random.below(sent.len().min(TAIL_BYTES) + 1)..];
+            match random.below(4) {
+                0 => self.astride(stream, tail, prefix)?,
+                1 if !tail.is_empty() => self.again(stream, tail)?,
+                _ => self.ahead(stream, prefix)?,
+            }
+            write_all(stream, next)?;
+            start = end;
+        }
+        Ok(())
     }
 
     fn segment(&self, sequence: u32, acknowledgement: u32, payload: &[u8]) -> io::Result<()> {

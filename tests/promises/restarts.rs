@@ -1,0 +1,197 @@
+//! Processes die and come back: what they had handed over goes on, what is new is served again, nothing stays behind.
+use std::fs;
+
+use anyhow::{Context, Result, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use tests::{
+    Stack, Verdicts, eventually,
+    pattern::Pattern,
+    stack::{AddressBook, Plan},
+    wire::Framing,
+};
+
+in_both_modes!(
+    a_function_is_killed,
+    a_function_stops,
+    functions_start_after_the_gateway,
+    the_gateway_is_killed,
+    the_gateway_stops,
+    the_supervisor_is_killed,
+    everything_is_killed,
+);
+
+fn is_served(stack: &AddressBook, function: &str) -> Option<()> {
+    let answer = stack.client().ok()?.request("GET", &format!("/function/{function}"), "x", None).ok()?;
+    (answer.status() == 200).then_some(())
+}
+
+fn a_function_is_killed(verdicts: Verdicts) -> Result<()> {
+    let mut stack = Stack::start(verdicts);
+    for _ in 0..3 {
+        let mut waiting = stack.client()?;
+        waiting.send(b"POST /function/echo HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nhalf ")?;
+        let mut other = stack.client()?;
+        ensure!(other.request("GET", "/function/hello", "x", None)?.status() == 200);
+        ensure!(stack.client()?.request("GET", "/function/echo", "x", None)?.status() == 200);
+        let processes = stack.processes_of("echo");
+        ensure!(!processes.is_empty());
+        for process in processes {
+            kill(Pid::from_raw(process), Signal::SIGKILL)?;
+        }
+        // Its connections end, and don't hang.
+        ensure!(waiting.response().is_err(), "nobody can have answered this");
+        // Others don't notice.
+        ensure!(other.request("GET", "/function/hello", "x", None)?.status() == 200);
+        // New ones wait for the restart or are told to come back; they are never dropped in silence.
+        eventually("echo to be restarted", || {
+            let answer =
+                stack.client().and_then(|mut client| client.request("GET", "/function/echo", "x", None));
+            match answer {
+                Ok(answer) => {
+                    assert!([200, 503].contains(&answer.status()), "{answer:?}");
+                    (answer.status() == 200).then_some(())
+                }
+                // It was in the queue of the killed process.
+                Err(_) => None,
+            }
+        });
+    }
+    Ok(())
+}
+
+/// A function that is told to stop finishes what it has begun.
+fn a_function_stops(verdicts: Verdicts) -> Result<()> {
+    let mut stack = Stack::start(verdicts);
+    let mut client = stack.client()?;
+    client.send(b"POST /function/echo HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nhalf ")?;
+    // Served later than the half request, so that one is with the function.
+    is_served(&stack, "echo").context("echo serves")?;
+    let before = stack.processes_of("echo");
+    for &process in &before {
+        kill(Pid::from_raw(process), Signal::SIGTERM)?;
+    }
+    client.send(b"done.")?;
+    let answer = client.response().context("the request was begun before the signal")?;
+    ensure!(answer.body == b"half done.", "{answer:?}");
+    client.expect_close()?;
+    eventually("echo to be restarted", || is_served(&stack, "echo"));
+    eventually("the old process to be gone", || {
+        let now = stack.processes_of("echo");
+        before.iter().all(|process| !now.contains(process)).then_some(())
+    });
+    Ok(())
+}
+
+fn functions_start_after_the_gateway(verdicts: Verdicts) -> Result<()> {
+    let mut stack = Plan::new(verdicts).prepare();
+    stack.start_gateway();
+    // It listens before anybody can serve: every client is told so, once the port is open.
+    let early = eventually("the gateway to listen", || stack.client().ok());
+    drop(early);
+    stack.start_supervisor();
+    stack.wait_until_ready();
+    Ok(())
+}
+
+fn the_gateway_is_killed(verdicts: Verdicts) -> Result<()> {
+    let mut stack = Stack::start(verdicts);
+    for round in 0..3 {
+        let mut plain = stack.client()?;
+        let mut secure = stack.tls_client("echo")?;
+        for client in [&mut plain, &mut secure] {
+            // In the middle of a body: some is read, some is still to come.
+            client.send(
+                b"POST /function/echo HTTP/1.1\r\nHost: echo.faas.local\r\nContent-Length: 400000\r\n\r\n",
+            )?;
+            client.send(&[b'a'; 1000])?;
+        }
+        // A fourth connection: still on its way when the gateway dies, so it may be lost, and only it.
+        let mut undecided = stack.client()?;
+        undecided.send(b"GET /func")?;
+        is_served(&stack, "echo").context("echo serves")?;
+        stack.look();
+        let status = stack.gateway().kill();
+        ensure!(!status.success());
+        for client in [&mut plain, &mut secure] {
+            client.send(&[b'b'; 399_000]).with_context(|| format!("round {round}"))?;
+            let answer = client.response().with_context(|| format!("round {round}"))?;
+            let expected = [vec![b'a'; 1000], vec![b'b'; 399_000]].concat();
+            ensure!(answer.body == expected, "round {round}: {} bytes", answer.body.len());
+            client.echo(
+                "/function/echo",
+                "echo.faas.local",
+                Pattern::new(round),
+                100_000,
+                Framing::Chunks(999),
+            )?;
+        }
+        drop(undecided);
+        stack.start_gateway();
+        stack.wait_until_ready();
+        for client in [&mut plain, &mut secure] {
+            client.echo(
+                "/function/echo",
+                "echo.faas.local",
+                Pattern::new(round),
+                100_000,
+                Framing::Length,
+            )?;
+        }
+    }
+    Ok(())
+}
+
+fn the_gateway_stops(verdicts: Verdicts) -> Result<()> {
+    let mut stack = Stack::start(verdicts);
+    let mut client = stack.client()?;
+    client.echo("/function/echo", "x.example", Pattern::new(1), 1000, Framing::Length)?;
+    stack.look();
+    let status = stack.gateway().terminate();
+    ensure!(status.success(), "{status}");
+    ensure!(stack.client().is_err(), "nobody listens any more");
+    client.echo("/function/echo", "x.example", Pattern::new(2), 1_000_000, Framing::Length)?;
+    stack.start_gateway();
+    stack.wait_until_ready();
+    Ok(())
+}
+
+fn the_supervisor_is_killed(verdicts: Verdicts) -> Result<()> {
+    let mut stack = Stack::start(verdicts);
+    stack.supervisor().kill();
+    eventually("the functions to end with their parent", || {
+        stack.function_processes().is_empty().then_some(())
+    });
+    let answer = eventually("the gateway to notice", || {
+        let answer = stack.client().ok()?.request("GET", "/function/echo", "x", None);
+        // Those sent to a process that was just dying are lost with it.
+        answer.ok()
+    });
+    // Refusal is a function, too: without it there is only the end of the connection.
+    ensure!(answer.status() == 503, "{answer:?}");
+    stack.start_supervisor();
+    stack.wait_until_ready();
+    Ok(())
+}
+
+/// Nobody could clean up, and the next start works all the same, twice, and leaves nothing.
+fn everything_is_killed(verdicts: Verdicts) -> Result<()> {
+    let mut stack = Stack::start(verdicts);
+    for _ in 0..2 {
+        stack.look();
+        stack.gateway().kill();
+        stack.supervisor().kill();
+        eventually("the functions to end with their parent", || {
+            stack.function_processes().is_empty().then_some(())
+        });
+        stack.start_supervisor();
+        stack.start_gateway();
+        stack.wait_until_ready();
+    }
+    let sockets = fs::read_dir(stack.sockets())?.count();
+    ensure!(sockets == 3, "echo, hello and refusal: {sockets}");
+    stack.stop();
+    Ok(())
+}
