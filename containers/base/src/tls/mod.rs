@@ -1,1 +1,20 @@
-//! TLS for functions.
+//! TLS for functions: rustls makes the handshake, the record layer here goes on, so that a session can change process.
+
+mod config;
+mod fault;
+mod handshake;
+mod message;
+mod record;
+mod secrets;
+mod state;
+mod stream;
+
+pub use config::{Acceptor, ConfigError};
+pub use fault::Fault;
+pub use handshake::{HandshakeError, HandshakeFailure, plaintext_alert};
+pub use secrets::{Aead, Version};
+pub use state::{SessionState, StateError};
+pub use stream::{NotMovable, TlsStream};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,192 @@
+//! One function's TLS configuration, made of its certificate chain and key.
+
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use crate::socket::Socket;
+use rustls::ServerConfig;
+use rustls::crypto::ring;
+use rustls::server::NoServerSessionStorage;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls_pki_types::pem::{self, PemObject};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use thiserror::Error;
+use zeroize::{Zeroize, Zeroizing};
+
+use super::handshake::{self, HandshakeFailure};
+use super::stream::TlsStream;
+
+/// The functions speak nothing else (RFC 7301 §6).
+const ALPN: &[u8] = b"http/1.1";
+
+/// A chain is a few KiB; a longer file is not one.
+const PEM_BYTES_MAX: u64 = 1 << 20;
+
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    #[error("can't read {origin}")]
+    Read { origin: String, source: io::Error },
+    #[error("{origin} is not PEM")]
+    Pem { origin: String, source: pem::Error },
+    #[error("{origin} holds no certificate")]
+    NoCertificate { origin: String },
+    #[error("{origin} holds no private key that TLS can use")]
+    Key { origin: String, source: rustls::Error },
+    #[error("the key in {key} doesn't belong to the certificate in {certificate}")]
+    Mismatch { certificate: String, key: String, source: rustls::Error },
+    #[error("can't make keys for session tickets")]
+    Tickets(#[source] rustls::Error),
+    #[error("can't set up TLS")]
+    Setup(#[source] rustls::Error),
+}
+
+/// The server's side of TLS with one certificate. All workers of a function share one, and with it the keys of the
+/// session tickets.
+#[derive(Clone)]
+pub struct Acceptor {
+    config: Arc<ServerConfig>,
+}
+
+impl Acceptor {
+    pub fn from_paths(certificate: &Path, key: &Path) -> Result<Self, ConfigError> {
+        let open = |path: &Path| {
+            let origin = path.display().to_string();
+            File::open(path)
+                .map_err(|source| ConfigError::Read { origin: origin.clone(), source })
+                .and_then(|file| Pem::read(&file, origin))
+        };
+        Self::new(&open(certificate)?, &open(key)?)
+    }
+
+    /// For files that a parent has opened. Their offset is shared with whoever else holds them and doesn't matter.
+    pub fn from_files(certificate: &File, key: &File) -> Result<Self, ConfigError> {
+        let certificate = Pem::read(certificate, "the certificate's file".to_owned())?;
+        let key = Pem::read(key, "the key's file".to_owned())?;
+        Self::new(&certificate, &key)
+    }
+
+    pub fn from_pem(certificate: &[u8], key: &[u8]) -> Result<Self, ConfigError> {
+        let certificate =
+            Pem { origin: "the certificate".to_owned(), bytes: Zeroizing::new(certificate.to_vec()) };
+        let key = Pem { origin: "the key".to_owned(), bytes: Zeroizing::new(key.to_vec()) };
+        Self::new(&certificate, &key)
+    }
+
+    fn new(certificate: &Pem, key: &Pem) -> Result<Self, ConfigError> {
+        let mut certified = CertifiedKey::new(certificate.chain()?, key.signing_key()?);
+        // An unknown consistency is that of a key whose public half can't be had; ring's all can.
+        certified.keys_match().map_err(|source| ConfigError::Mismatch {
+            certificate: certificate.origin.clone(),
+            key: key.origin.clone(),
+            source,
+        })?;
+        certified.ocsp = None;
+        let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
+            .map_err(ConfigError::Setup)?
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
+        config.alpn_protocols = vec![ALPN.to_vec()];
+        config.enable_secret_extraction = true;
+        // A replayed request must not reach a function.
+        config.max_early_data_size = 0;
+        // Tickets keep nothing here; a cache would keep the secrets of clients that never come back.
+        config.ticketer = ring::Ticketer::new().map_err(ConfigError::Tickets)?;
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        Ok(Self { config: Arc::new(config) })
+    }
+
+    /// Makes the handshake, which must be over `within` this time. On failure the client has been told, and the
+    /// socket comes back for a lingering close: an unread byte would turn the alert into a reset.
+    pub async fn accept(&self, socket: Socket, within: Duration) -> Result<TlsStream, HandshakeFailure> {
+        let secrets = Arc::new(SecretCapture::default());
+        let mut config = ServerConfig::clone(&self.config);
+        config.key_log = Arc::<SecretCapture>::clone(&secrets);
+        handshake::accept(Arc::new(config), &secrets, socket, within).await
+    }
+}
+
+/// Receives the traffic secrets of one connection, which extraction doesn't give and KeyUpdate needs.
+#[derive(Default)]
+pub(super) struct SecretCapture {
+    pub(super) client: OnceLock<Zeroizing<Vec<u8>>>,
+    pub(super) server: OnceLock<Zeroizing<Vec<u8>>>,
+}
+
+impl SecretCapture {
+    fn slot(&self, label: &str) -> Option<&OnceLock<Zeroizing<Vec<u8>>>> {
+        match label {
+            "CLIENT_TRAFFIC_SECRET_0" => Some(&self.client),
+            "SERVER_TRAFFIC_SECRET_0" => Some(&self.server),
+            _ => None,
+        }
+    }
+}
+
+impl rustls::KeyLog for SecretCapture {
+    fn log(&self, label: &str, _client_random: &[u8], secret: &[u8]) {
+        if let Some(slot) = self.slot(label) {
+            // A connection has one of each; a second one would be found out by the check against the extracted keys.
+            let _ = slot.set(Zeroizing::new(secret.to_vec()));
+        }
+    }
+
+    fn will_log(&self, label: &str) -> bool {
+        self.slot(label).is_some()
+    }
+}
+
+impl fmt::Debug for SecretCapture {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("SecretCapture")
+    }
+}
+
+struct Pem {
+    origin: String,
+    bytes: Zeroizing<Vec<u8>>,
+}
+
+impl Pem {
+    fn read(file: &File, origin: String) -> Result<Self, ConfigError> {
+        match read_from_start(file) {
+            Ok(bytes) => Ok(Self { origin, bytes }),
+            Err(source) => Err(ConfigError::Read { origin, source }),
+        }
+    }
+
+    fn chain(&self) -> Result<Vec<CertificateDer<'static>>, ConfigError> {
+        let chain = CertificateDer::pem_slice_iter(&self.bytes)
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|source| ConfigError::Pem { origin: self.origin.clone(), source })?;
+        if chain.is_empty() {
+            return Err(ConfigError::NoCertificate { origin: self.origin.clone() });
+        }
+        Ok(chain)
+    }
+
+    fn signing_key(&self) -> Result<Arc<dyn rustls::sign::SigningKey>, ConfigError> {
+        let mut der = PrivateKeyDer::from_pem_slice(&self.bytes)
+            .map_err(|source| ConfigError::Pem { origin: self.origin.clone(), source })?;
+        let key = ring::sign::any_supported_type(&der);
+        der.zeroize();
+        key.map_err(|source| ConfigError::Key { origin: self.origin.clone(), source })
+    }
+}
+
+/// Reads by position, because a restarted process gets the same open file, with the offset where its predecessor
+/// left it.
+fn read_from_start(file: &File) -> io::Result<Zeroizing<Vec<u8>>> {
+    let length = file.metadata()?.len();
+    if length > PEM_BYTES_MAX {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "longer than any certificate chain or key"));
+    }
+    let mut bytes = Zeroizing::new(vec![0; length as usize]);
+    file.read_exact_at(&mut bytes, 0)?;
+    Ok(bytes)
+}
