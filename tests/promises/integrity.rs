@@ -39,10 +39,8 @@ fn small_connections_under_duplication(verdicts: Verdicts) -> Result<()> {
             let head =
                 format!("POST /function/echo HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", body.len());
             let mut client = clients.client()?;
-            let cut = 1 + number % (head.len() - 1);
-            for piece in
-                [head[..cut].as_bytes(), &[head[cut..].as_bytes(), &body[..100]].concat(), &body[100..]]
-            {
+            let (first, second) = head.as_bytes().split_at(1 + number % (head.len() - 1));
+            for piece in [first, &[second, &body[..100]].concat(), &body[100..]] {
                 client.send(piece)?;
             }
             let answer = client.response()?;

@@ -17,11 +17,15 @@ macro_rules! in_both_modes {
     )+ };
 }
 
+mod back_pressure;
 mod bodies;
+mod configuration;
 mod differential;
 mod faults;
+mod functions;
 mod hellos;
 mod idle_and_slow;
+mod inspection;
 mod integrity;
 mod leaks;
 mod mangling;

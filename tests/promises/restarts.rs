@@ -7,9 +7,10 @@ use nix::{
     unistd::Pid,
 };
 use tests::{
-    Stack, Verdicts, eventually,
+    Stack, Verdicts, bpf, eventually,
     pattern::Pattern,
-    stack::{AddressBook, Plan},
+    probe,
+    stack::{AddressBook, Plan, host},
     wire::Framing,
 };
 
@@ -193,5 +194,27 @@ fn everything_is_killed(verdicts: Verdicts) -> Result<()> {
     let sockets = fs::read_dir(stack.sockets())?.count();
     ensure!(sockets == 3, "echo, hello and refusal: {sockets}");
     stack.stop();
+    Ok(())
+}
+
+/// Somebody takes the programs off their hooks: connections are judged in user space, as if the kernel couldn't.
+#[test]
+fn programs_are_detached() -> Result<()> {
+    let verdicts = Verdicts::Sockmap;
+    let links = Stack::start(verdicts).look().links.len();
+    for first in 0..links {
+        // Each program alone, and all behind it: the rest must do without.
+        let mut stack = Stack::start(verdicts);
+        for &link in &stack.look().links[first..] {
+            bpf::detach_link(link).with_context(|| format!("link {link}"))?;
+        }
+        for function in ["echo", "hello"].repeat(5) {
+            let answer = stack.client()?.request("GET", &format!("/function/{function}"), "x", None)?;
+            ensure!(probe::answerer(&answer) == Some(function), "{answer:?}");
+            let answer = stack.tls_client(function)?.request("GET", "/", &host(function), None)?;
+            ensure!(probe::answerer(&answer) == Some(function), "{answer:?}");
+        }
+    }
+    ensure!(links > 0, "sockmap mode holds links");
     Ok(())
 }

@@ -2,7 +2,7 @@
 use std::{
     ffi::c_void,
     fs, io, mem,
-    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
 };
 
 use nix::libc;
@@ -15,6 +15,7 @@ const BPF_PROG_GET_FD_BY_ID: i32 = 13;
 const BPF_MAP_GET_FD_BY_ID: i32 = 14;
 const BPF_OBJ_GET_INFO_BY_FD: i32 = 15;
 const BPF_LINK_GET_FD_BY_ID: i32 = 30;
+const BPF_LINK_DETACH: i32 = 34;
 
 pub const MAP_TYPE_HASH: u32 = 1;
 pub const MAP_TYPE_ARRAY: u32 = 2;
@@ -174,6 +175,8 @@ pub struct Map {
     pub kind: u32,
     pub key_bytes: usize,
     pub value_bytes: usize,
+    /// Whether the kernel knows the names of the key's fields.
+    pub has_types: bool,
     fd: OwnedFd,
 }
 
@@ -188,30 +191,26 @@ struct MapInfo {
     max_entries: u32,
     flags: u32,
     name: [u8; 16],
+    interface: u32,
+    value_struct: u32,
+    device: u64,
+    inode: u64,
+    btf: u32,
+    key_type: u32,
+    value_type: u32,
 }
 
 impl Map {
     pub fn by_id(id: u32) -> io::Result<Self> {
-        #[repr(C)]
-        struct Info {
-            fd: u32,
-            length: u32,
-            address: u64,
-        }
         let fd = by_id(BPF_MAP_GET_FD_BY_ID, id)?;
         let mut info = MapInfo::default();
-        let mut request = Info {
-            fd: fd.as_raw_fd().cast_unsigned(),
-            length: size_of::<MapInfo>() as u32,
-            address: (&raw mut info).addr() as u64,
-        };
-        bpf(BPF_OBJ_GET_INFO_BY_FD, &mut request)?;
-        let name = info.name.split(|&byte| byte == 0).next().unwrap_or_default();
+        object_info(&fd, &mut info)?;
         Ok(Self {
-            name: String::from_utf8_lossy(name).into_owned(),
+            name: short_name(&info.name),
             kind: info.kind,
             key_bytes: info.key_bytes as usize,
             value_bytes: info.value_bytes as usize,
+            has_types: info.key_type != 0,
             fd,
         })
     }
@@ -231,7 +230,14 @@ impl Map {
         )?;
         // SAFETY: the kernel has just made this file and nobody else knows it.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        Ok(Self { name: String::new(), kind: MAP_TYPE_ARRAY, key_bytes: 4, value_bytes: 8, fd })
+        Ok(Self {
+            name: String::new(),
+            kind: MAP_TYPE_ARRAY,
+            key_bytes: 4,
+            value_bytes: 8,
+            has_types: false,
+            fd,
+        })
     }
 
     pub fn counter(&self, index: u32) -> u64 {
@@ -275,6 +281,53 @@ struct Element {
     padding: u32,
     key: u64,
     value: u64,
+}
+
+/// Takes a program off its hook, as an administrator might.
+pub fn detach_link(id: u32) -> io::Result<()> {
+    let link = by_id(BPF_LINK_GET_FD_BY_ID, id)?;
+    bpf(BPF_LINK_DETACH, &mut link.as_raw_fd().cast_unsigned()).map(drop)
+}
+
+/// The name that a program was loaded with; empty if it has none.
+pub fn program_name(id: u32) -> io::Result<String> {
+    /// The beginning of `struct bpf_prog_info`.
+    #[repr(C)]
+    #[derive(Default)]
+    struct ProgramInfo {
+        kind: u32,
+        id: u32,
+        tag: [u8; 8],
+        lengths: [u32; 2],
+        instructions: [u64; 2],
+        load_time: u64,
+        created_by: u32,
+        map_ids_length: u32,
+        map_ids: u64,
+        name: [u8; 16],
+    }
+    let mut info = ProgramInfo::default();
+    object_info(&by_id(BPF_PROG_GET_FD_BY_ID, id)?, &mut info)?;
+    Ok(short_name(&info.name))
+}
+
+fn short_name(name: &[u8]) -> String {
+    String::from_utf8_lossy(name.split(|&byte| byte == 0).next().unwrap_or_default()).into_owned()
+}
+
+fn object_info<T>(object: &OwnedFd, info: &mut T) -> io::Result<()> {
+    #[repr(C)]
+    struct Request {
+        fd: u32,
+        length: u32,
+        address: u64,
+    }
+    let mut request = Request {
+        fd: object.as_raw_fd().cast_unsigned(),
+        length: size_of::<T>() as u32,
+        address: (&raw mut *info).addr() as u64,
+    };
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut request).map(drop)
 }
 
 /// Loads a traffic control classifier.
@@ -335,21 +388,4 @@ fn bpf<T>(command: i32, attributes: &mut T) -> io::Result<i32> {
     // to memory that lives until the call returns.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, pointer, mem::size_of::<T>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as i32) }
-}
-
-/// Reads a socket's kernel cookie, the key that the product's maps use.
-pub fn socket_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
-    let mut cookie = 0u64;
-    let mut length = size_of::<u64>() as libc::socklen_t;
-    // SAFETY: the kernel writes at most eight bytes to `cookie` and the length to `length`.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_COOKIE,
-            (&raw mut cookie).cast(),
-            &raw mut length,
-        )
-    };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
 }

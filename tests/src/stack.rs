@@ -12,6 +12,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use rustls::ClientConfig;
 use tempfile::TempDir;
 
@@ -54,6 +55,8 @@ pub struct Plan {
     net: Option<Rc<Net>>,
     /// Name and program; a program of `None` is a function that is configured and not there.
     functions: Vec<(String, Option<String>)>,
+    /// Functions that answer a bare GET with something else than 200.
+    unready: Vec<String>,
     settings: BTreeMap<String, String>,
     gateway_arguments: Vec<String>,
     address: IpAddr,
@@ -96,6 +99,7 @@ impl Plan {
             verdicts,
             net: None,
             functions: ["echo", "hello"].map(|name| (name.to_owned(), Some(name.to_owned()))).into(),
+            unready: Vec::new(),
             settings: BTreeMap::new(),
             gateway_arguments: Vec::new(),
             address: Ipv4Addr::LOCALHOST.into(),
@@ -119,6 +123,12 @@ impl Plan {
     /// Adds a function that nobody serves.
     pub fn absent_function(mut self, name: &str) -> Self {
         self.functions.push((name.into(), None));
+        self
+    }
+
+    /// Doesn't wait for an answer of 200 from a function that gives none to a bare GET.
+    pub fn without_readiness(mut self, name: &str) -> Self {
+        self.unready.push(name.into());
         self
     }
 
@@ -162,6 +172,7 @@ impl Plan {
 
     /// Writes the configuration and starts nothing.
     pub fn prepare(self) -> Stack {
+        raise_file_limit();
         let net = self.net.unwrap_or_else(|| Rc::new(Net::private()));
         let folder = tempfile::Builder::new().prefix("pointsman-test.").tempdir().expect("making a folder");
         let authority = Authority::new(folder.path());
@@ -222,6 +233,7 @@ impl Plan {
                 .functions
                 .into_iter()
                 .filter_map(|(name, program)| program.map(|_| name))
+                .filter(|name| !self.unready.contains(name))
                 .collect(),
             folder,
         }
@@ -420,4 +432,10 @@ pub fn host(function: &str) -> String {
 
 pub fn count_fds(pid: i32) -> usize {
     fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, |entries| entries.count())
+}
+
+/// Debian's soft limit of 1024 files is for programs that use select; the crowds here are larger.
+fn raise_file_limit() {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("reading the limit of open files");
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).expect("raising the limit of open files");
 }
