@@ -5,12 +5,18 @@ use std::{
     net::{Shutdown, SocketAddr, TcpStream},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use nix::sys::socket::MsgFlags;
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    task::coop,
+};
+
+use crate::peer::{Asked, PeerAddr};
 
 const NO_WAIT: i32 = MsgFlags::MSG_DONTWAIT.union(MsgFlags::MSG_NOSIGNAL).bits();
 
@@ -20,13 +26,16 @@ const PEEK: i32 = MsgFlags::MSG_DONTWAIT.union(MsgFlags::MSG_PEEK).bits();
 ///
 /// A connection that carries one request ends without ever being registered, because its request is there when it
 /// is received and its answer fits into the socket's buffer.
+#[derive(Debug)]
 pub struct Socket {
     state: State,
+    peer: Asked,
     /// A second write waits for the first one's acknowledgement unless Nagle's algorithm is off, a first never does.
     wrote: bool,
     no_delay: bool,
 }
 
+#[derive(Debug)]
 enum State {
     /// Not known to epoll; `drained` when the last read took all there was.
     Bare { stream: TcpStream, drained: bool },
@@ -37,29 +46,29 @@ enum State {
 }
 
 impl Socket {
-    pub fn new(fd: OwnedFd) -> Self {
+    /// `peer` is the client's address where it is known already.
+    pub fn new(fd: OwnedFd, peer: Option<SocketAddr>) -> Self {
         Self {
             state: State::Bare { stream: TcpStream::from(fd), drained: false },
+            peer: Asked::new(peer),
             wrote: false,
             no_delay: false,
         }
     }
 
     /// Takes the descriptor out of epoll, so that whoever gets it next is the only one to hear of its events.
-    pub fn into_fd(self) -> io::Result<OwnedFd> {
-        match self.state {
+    pub fn into_fd(mut self) -> io::Result<OwnedFd> {
+        self.peer.settle();
+        match mem::replace(&mut self.state, State::Lost) {
             State::Bare { stream, .. } => Ok(stream.into()),
             State::Watched(stream) => Ok(stream.into_std()?.into()),
             State::Lost => Err(lost()),
         }
     }
 
-    pub fn peer_addr(&self) -> io::Result<SocketAddr> {
-        match &self.state {
-            State::Bare { stream, .. } => stream.peer_addr(),
-            State::Watched(stream) => stream.peer_addr(),
-            State::Lost => Err(lost()),
-        }
+    /// The client's address, for handlers; it may be kept longer than the socket.
+    pub fn peer(&self) -> io::Result<PeerAddr> {
+        Ok(self.peer.share(self.fd()?))
     }
 
     /// The descriptor, unless it was lost.
@@ -88,6 +97,22 @@ impl Socket {
         self.fd().is_ok_and(|fd| matches!(SockRef::from(&fd).recv_with_flags(&mut byte, PEEK), Ok(1..)))
     }
 
+    /// Ready when the client has reset the connection, which is an error, or when it has sent or ended something.
+    pub fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.watch()?.poll_read_ready(cx))?;
+        let mut byte = [MaybeUninit::uninit(); 1];
+        match SockRef::from(&self.fd()?).recv_with_flags(&mut byte, PEEK) {
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => Poll::Ready(Err(error)),
+            _ => Poll::Ready(Ok(())),
+        }
+    }
+
+    /// Lets closing send a reset instead of an orderly end.
+    pub fn reset_on_close(&self) {
+        // A socket that can't be asked for this is broken, and its client sees that.
+        let _ = self.fd().and_then(|fd| SockRef::from(&fd).set_linger(Some(Duration::ZERO)));
+    }
+
     /// Sends what the socket's buffer takes at once, without waiting for more room.
     pub fn send_now(&self, bytes: &[u8]) -> io::Result<usize> {
         SockRef::from(&self.fd()?).send_with_flags(bytes, NO_WAIT)
@@ -102,18 +127,27 @@ impl Socket {
     }
 
     fn watch(&mut self) -> io::Result<&mut tokio::net::TcpStream> {
-        if matches!(self.state, State::Bare { .. }) {
-            // A connection that outlives its first answer sends small segments that must not wait for each other.
-            self.send_small_segments_at_once()?;
-            if let State::Bare { stream, .. } = mem::replace(&mut self.state, State::Lost) {
-                stream.set_nonblocking(true)?;
-                self.state = State::Watched(tokio::net::TcpStream::from_std(stream)?);
-            }
+        if let State::Bare { .. } = &self.state {
+            self.register()?;
         }
         match &mut self.state {
             State::Watched(stream) => Ok(stream),
             _ => Err(lost()),
         }
+    }
+
+    #[cold]
+    fn register(&mut self) -> io::Result<()> {
+        // A connection that outlives its first answer sends small segments that must not wait for each other.
+        self.send_small_segments_at_once()?;
+        self.state = match mem::replace(&mut self.state, State::Lost) {
+            State::Bare { stream, .. } => self.peer.settle_on_error(|| {
+                stream.set_nonblocking(true)?;
+                tokio::net::TcpStream::from_std(stream).map(State::Watched)
+            })?,
+            state => state,
+        };
+        Ok(())
     }
 
     fn send_small_segments_at_once(&mut self) -> io::Result<()> {
@@ -134,9 +168,13 @@ impl Socket {
             self.send_small_segments_at_once()?;
         }
         if let State::Bare { stream, .. } = &self.state {
+            let budget = ready!(coop::poll_proceed(cx));
             match bare(&SockRef::from(stream)) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                result => return Poll::Ready(result),
+                result => {
+                    budget.made_progress();
+                    return Poll::Ready(result);
+                }
             }
         }
         watched(Pin::new(self.watch()?), cx)
@@ -150,6 +188,7 @@ impl AsyncRead for Socket {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if let State::Bare { stream, drained: drained @ false } = &mut self.state {
+            let budget = ready!(coop::poll_proceed(cx));
             // SAFETY: recv only writes initialised bytes, so nothing in the buffer becomes uninitialised.
             let room = unsafe { buf.unfilled_mut() };
             let room_bytes = room.len();
@@ -159,12 +198,14 @@ impl AsyncRead for Socket {
                     unsafe { buf.assume_init(received) };
                     buf.advance(received);
                     // Less than asked for is all there is; the end of the stream is found by the next call.
+                    budget.made_progress();
                     *drained = 0 < received && received < room_bytes;
                     return Poll::Ready(Ok(()));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Poll::Ready(Err(error)),
             }
+            drop(budget);
         }
         Pin::new(self.watch()?).poll_read(cx, buf)
     }
@@ -204,6 +245,18 @@ impl AsyncWrite for Socket {
     }
 }
 
+impl Drop for Socket {
+    fn drop(&mut self) {
+        self.peer.settle();
+    }
+}
+
+impl From<TcpStream> for Socket {
+    fn from(stream: TcpStream) -> Self {
+        Self::new(stream.into(), None)
+    }
+}
+
 fn lost() -> io::Error {
     io::Error::other("the socket could not be registered for events")
 }
@@ -220,7 +273,7 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (server, _) = listener.accept().unwrap();
-        (Socket::new(server.into()), client)
+        (Socket::from(server), client)
     }
 
     fn is_watched(socket: &Socket) -> bool {

@@ -1,0 +1,331 @@
+//! One connection's life: heads in, answers out, one request after the other until it closes or changes hands.
+use std::{
+    future::poll_fn,
+    io,
+    mem::{self, MaybeUninit},
+    pin::{Pin, pin},
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Buf, Bytes, BytesMut};
+use common::{Protocol, limits::EMPTY_LINES};
+use http::{HeaderValue, Request, Response, header::CONTENT_TYPE};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
+
+use super::{
+    body::Body,
+    exchange::{Exchange, Next},
+    head::{Fields, Framing, Head, HeadScan},
+    incoming::Incoming,
+    limits::Limits,
+    output::Output,
+    reject::Reject,
+    response::{self, Coding, Persistence},
+    route::{Identity, Route},
+    service::Service,
+    upgrade::{OnUpgrade, Upgraded},
+};
+use crate::{
+    linger::Linger,
+    stop::{Listener, Stop},
+    stream::Stream,
+    timer::{Timer, Wait},
+};
+
+/// One read on behalf of a head: more than most heads have, and on the stack, so that an idle connection holds none.
+const HEAD_READ_BYTES: usize = 8 * 1024;
+
+/// What all connections of a worker have in common.
+pub struct Shared {
+    pub identity: Identity,
+    pub limits: Limits,
+    pub linger: Linger,
+    pub stop: Stop,
+}
+
+/// Between two requests this is a stream, and what was read from it and belongs to no request yet.
+pub struct Connection<'a> {
+    pub(super) stream: Stream,
+    pub(super) input: BytesMut,
+    pub(super) output: Output,
+    pub(super) timer: Timer,
+    pub(super) shared: &'a Shared,
+    pub(super) nudges: u8,
+    protocol: Protocol,
+    stop: Listener,
+    scan: HeadScan,
+    empty_lines: u16,
+    requests: u64,
+}
+
+/// How a connection ends.
+#[derive(Debug)]
+pub(super) enum End {
+    /// The client has ended it, or has said that it would; then it may have sent more all the same.
+    Close { unread: bool },
+    /// We end it, and the client may still be sending.
+    Linger,
+    /// There is nobody to talk to any more, or nothing that could be said.
+    Lost(io::Error),
+}
+
+/// A head's consequence.
+enum Judged {
+    Serve(Exchange, Request<Body>),
+    /// Answered without a handler, and the connection goes on if it can.
+    Refuse(Reject, Persistence, Coding),
+}
+
+impl<'a> Connection<'a> {
+    pub fn new(stream: Stream, protocol: Protocol, shared: &'a Shared) -> Self {
+        Self {
+            stream,
+            input: BytesMut::new(),
+            output: Output::default(),
+            timer: Timer::default(),
+            shared,
+            nudges: 0,
+            protocol,
+            stop: shared.stop.listener(),
+            scan: HeadScan::default(),
+            empty_lines: 0,
+            requests: 0,
+        }
+    }
+
+    /// Serves requests until the connection is over; `held` goes with the stream if the protocol changes.
+    pub async fn serve<S: Service>(mut self, mut service: S, held: impl Send + Sync + 'static) {
+        let end = loop {
+            let judged = match poll_fn(|cx| self.poll_head(cx)).await {
+                Ok(Ok(length)) => self.judge(length),
+                Ok(Err(reject)) => Err(reject),
+                Err(end) => break end,
+            };
+            match judged {
+                Ok(Judged::Serve(exchange, request)) => {
+                    match exchange.run(&mut self, &mut service, request).await {
+                        Next::Request => {}
+                        Next::End(end) => break end,
+                        Next::Upgrade(handover) => match self.flush().await {
+                            Ok(()) => {
+                                let (stream, unread) = self.into_parts();
+                                // A handler that doesn't wait for its stream has ended the connection.
+                                let _ = handover.send(Upgraded::new(stream, unread, Box::new(held)));
+                                return;
+                            }
+                            Err(error) => break End::Lost(error),
+                        },
+                    }
+                }
+                Ok(Judged::Refuse(reject, persistence, coding)) => {
+                    self.answer(reject, persistence, coding);
+                    if persistence == Persistence::Close {
+                        break End::Linger;
+                    }
+                }
+                Err(reject) => {
+                    self.refuse(reject);
+                    break End::Linger;
+                }
+            }
+        };
+        self.end(end).await;
+    }
+
+    /// Takes the connection apart between two requests, with its answers sent: what is left of it is its stream, and
+    /// the input that belongs to the next request.
+    pub fn into_parts(self) -> (Stream, Bytes) {
+        debug_assert!(self.output.is_empty(), "an answer would be lost");
+        (self.stream, self.input.freeze())
+    }
+
+    /// Waits for a whole head at the front of the input, and consumes nothing of it.
+    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Result<usize, Reject>, End>> {
+        loop {
+            match self.scan_head() {
+                Ok(None) => {}
+                Ok(Some(length)) => return Poll::Ready(Ok(Ok(length))),
+                Err(reject) => return Poll::Ready(Ok(Err(reject))),
+            }
+            ready!(self.poll_output(cx)).map_err(End::Lost)?;
+            let begun = !self.input.is_empty();
+            let first = self.requests == 0;
+            if !begun && !first && self.stop.poll(cx).is_ready() {
+                return Poll::Ready(Err(End::Close { unread: true }));
+            }
+            match self.poll_read_head(cx) {
+                Poll::Ready(Ok(0)) if begun => return Poll::Ready(Ok(Err(Reject::INCOMPLETE))),
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(End::Close { unread: false })),
+                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(lost_between_requests(error))),
+                Poll::Pending if begun || first => {
+                    ready!(self.timer.poll(Wait::Head, self.shared.limits.head_timeout, cx));
+                    return Poll::Ready(Ok(Err(Reject::TIMEOUT)));
+                }
+                Poll::Pending => {
+                    // An idle connection costs its socket and little else.
+                    self.input = BytesMut::new();
+                    self.output.release();
+                    ready!(self.timer.poll(Wait::Request, self.shared.limits.idle_timeout, cx));
+                    return Poll::Ready(Err(End::Close { unread: true }));
+                }
+            }
+        }
+    }
+
+    fn scan_head(&mut self) -> Result<Option<usize>, Reject> {
+        // RFC 9112 §2.2: empty lines before a request line are ignored.
+        while self.input.starts_with(b"\r\n") {
+            self.input.advance(2);
+            self.scan = HeadScan::default();
+            self.empty_lines += 1;
+            if self.empty_lines > EMPTY_LINES {
+                return Err(Reject::bad_request("There are too many empty lines before the request line."));
+            }
+        }
+        if self.input.is_empty() {
+            return Ok(None);
+        }
+        let length = self.scan.next(&self.input)?;
+        if length.is_some() {
+            self.scan = HeadScan::default();
+            self.empty_lines = 0;
+            self.timer.stop();
+        }
+        Ok(length)
+    }
+
+    fn poll_read_head(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let mut bytes = [MaybeUninit::uninit(); HEAD_READ_BYTES];
+        let mut buffer = ReadBuf::uninit(&mut bytes);
+        ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buffer))?;
+        self.input.extend_from_slice(buffer.filled());
+        Poll::Ready(Ok(buffer.filled().len()))
+    }
+
+    /// Decides on the head at the front of the input; only a head that is ours, or nobody's, is consumed.
+    fn judge(&mut self, length: usize) -> Result<Judged, Reject> {
+        let bytes = Bytes::copy_from_slice(&self.input[..length]);
+        let mut fields = Fields::new();
+        let head = Head::parse(&bytes, &mut fields)?;
+        let coding = |reject: Reject| Coding::for_reject(&head.method, reject);
+        match self.shared.identity.route(self.protocol, head.target, head.host) {
+            Route::Own { path } => {
+                self.input.advance(length);
+                self.requests += 1;
+                self.open(head, &bytes, path)
+            }
+            Route::NotFound if head.keep_alive && head.framing == Framing::Length(0) => {
+                self.input.advance(length);
+                self.requests += 1;
+                let coding = coding(Reject::NO_FUNCTION);
+                Ok(Judged::Refuse(Reject::NO_FUNCTION, Persistence::kept(head.version), coding))
+            }
+            Route::NotFound => {
+                Ok(Judged::Refuse(Reject::NO_FUNCTION, Persistence::Close, coding(Reject::NO_FUNCTION)))
+            }
+            Route::Foreign(_) | Route::Misdirected => {
+                Ok(Judged::Refuse(Reject::MISDIRECTED, Persistence::Close, coding(Reject::MISDIRECTED)))
+            }
+            Route::Malformed => Err(Reject::bad_request("The request target is malformed.")),
+        }
+    }
+
+    fn open(&mut self, head: Head<'_, '_>, bytes: &Bytes, path: usize) -> Result<Judged, Reject> {
+        let limits = &self.shared.limits;
+        let (body, incoming) =
+            Incoming::open(head.framing, &mut self.input, limits.body_bytes, head.expects_continue)?;
+        let mut exchange = Exchange::new(&head, incoming, self.requests >= limits.requests);
+        let may_upgrade = head.may_upgrade;
+        let mut request = head.into_request(bytes, path, body)?;
+        if let Ok(peer) = self.stream.socket().peer() {
+            request.extensions_mut().insert(peer);
+        }
+        if may_upgrade {
+            let (handover, on_upgrade) = OnUpgrade::new();
+            request.extensions_mut().insert(on_upgrade);
+            exchange.offer(handover);
+        }
+        Ok(Judged::Serve(exchange, request))
+    }
+
+    /// Answers a request that can't be understood, after which nothing can.
+    pub(super) fn refuse(&mut self, reject: Reject) {
+        self.answer(reject, Persistence::Close, Coding::Length(reject.text_bytes()));
+    }
+
+    pub(super) fn answer(&mut self, reject: Reject, persistence: Persistence, coding: Coding) {
+        let mut response = Response::new(());
+        *response.status_mut() = reject.status;
+        let plain_text = HeaderValue::from_static("text/plain; charset=utf-8");
+        response.headers_mut().insert(CONTENT_TYPE, plain_text);
+        let (head, ()) = response.into_parts();
+        let flat = self.output.flat();
+        response::write_head(flat, &head, coding, persistence);
+        if let Coding::Length(_) = coding {
+            flat.extend_from_slice(reject.sentence.as_bytes());
+            flat.extend_from_slice(b"\n");
+        }
+    }
+
+    /// Reads more of a body, with room for `room_bytes`.
+    pub(super) fn poll_read_body(
+        &mut self,
+        room_bytes: usize,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<usize>> {
+        self.input.reserve(room_bytes);
+        let read = ready!(pin!(self.stream.read_buf(&mut self.input)).poll(cx))?;
+        self.timer.stop();
+        Poll::Ready(Ok(read))
+    }
+
+    /// Sends what there is; a client that takes nothing for too long is an error.
+    pub(super) fn poll_output(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let before = self.output.len();
+        let flushed = self.output.poll_flush(&mut self.stream, cx);
+        if self.output.len() < before {
+            self.timer.stop();
+        }
+        if flushed.is_pending() {
+            ready!(self.timer.poll(Wait::Reader, self.shared.limits.idle_timeout, cx));
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        flushed
+    }
+
+    async fn flush(&mut self) -> io::Result<()> {
+        poll_fn(|cx| self.poll_output(cx)).await
+    }
+
+    async fn end(mut self, end: End) {
+        let (lingers, unread) = match end {
+            End::Lost(error) => return tracing::debug!(%error, "connection lost"),
+            End::Linger => (true, true),
+            End::Close { unread } => (false, unread),
+        };
+        if self.flush().await.is_err() {
+            return;
+        }
+        if let Stream::Tls(stream) = &mut self.stream {
+            // Whether the farewell arrives changes nothing here.
+            let _ = stream.shutdown().await;
+        }
+        let overrun = unread && !mem::take(&mut self.input).is_empty();
+        let shared = self.shared;
+        let socket = self.stream.into_socket();
+        if lingers || overrun || (unread && socket.has_unread()) {
+            shared.linger.close(socket).await;
+        }
+    }
+}
+
+/// A client that is through with a connection may end it in any way.
+fn lost_between_requests(error: io::Error) -> End {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => End::Close { unread: false },
+        // The TLS session failed and its alert is on the way.
+        io::ErrorKind::InvalidData => End::Linger,
+        _ => End::Lost(error),
+    }
+}

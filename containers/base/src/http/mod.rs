@@ -1,0 +1,23 @@
+//! HTTP/1.1 on one connection; the modules stand in the order in which a request passes through them.
+mod body;
+mod chunked;
+mod connection;
+mod date;
+mod exchange;
+mod head;
+mod incoming;
+mod limits;
+mod output;
+mod reject;
+mod response;
+mod route;
+mod service;
+mod upgrade;
+
+pub use body::{Body, BodyError};
+pub use connection::{Connection, Shared};
+pub use head::OriginalUri;
+pub use limits::Limits;
+pub use route::Identity;
+pub use service::{BoxError, Service};
+pub use upgrade::{NotUpgraded, OnUpgrade, Upgraded};

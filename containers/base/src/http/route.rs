@@ -1,0 +1,132 @@
+//! Whose request a head is: the one decision that keeps a connection here or lets it go.
+use common::{
+    FunctionName, Protocol,
+    target::{self, Target},
+};
+
+use super::head::split_port;
+
+/// Who this function is to its clients.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    pub name: FunctionName,
+    /// Under each of these, the first label of a host is a function's name.
+    pub domains: Vec<String>,
+}
+
+/// What a request's target and Host decide.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// This function's; its part of the target begins at `path`.
+    Own { path: usize },
+    /// Another function's, by its path.
+    Foreign(FunctionName),
+    /// Nobody's.
+    NotFound,
+    /// Another function's, by its Host.
+    Misdirected,
+    /// No target that a request can have.
+    Malformed,
+}
+
+impl Identity {
+    /// The connection's protocol decides whom a target without a function belongs to: under TLS the client asked for
+    /// this function by its host name, in the clear it asked for nobody.
+    pub fn route(&self, protocol: Protocol, target: &[u8], host: Option<&[u8]>) -> Route {
+        match target::classify(target) {
+            Target::Function { name, end } if name == self.name => Route::Own { path: end },
+            Target::Function { name, .. } => Route::Foreign(name),
+            Target::NotFound => Route::NotFound,
+            Target::Malformed => Route::Malformed,
+            Target::Other if protocol == Protocol::Http => Route::NotFound,
+            // RFC 9112 §3.2.2: the target's authority wins over Host.
+            Target::Other if self.is_others(target::authority(target).or(host)) => Route::Misdirected,
+            Target::Other => Route::Own { path: 0 },
+        }
+    }
+
+    /// The host is `X.<domain>`, and X is somebody else.
+    fn is_others(&self, host: Option<&[u8]>) -> bool {
+        let Some(host) = host else { return false };
+        let (host, _) = split_port(host);
+        // A host name may be written as absolute (RFC 3986 §3.2.2).
+        let host = host.strip_suffix(b".").unwrap_or(host);
+        self.domains.iter().any(|domain| {
+            label_under(domain.as_bytes(), host)
+                .is_some_and(|label| !label.eq_ignore_ascii_case(self.name.as_bytes()))
+        })
+    }
+}
+
+/// What stands before `.<domain>`.
+fn label_under<'a>(domain: &[u8], host: &'a [u8]) -> Option<&'a [u8]> {
+    let (rest, end) = host.split_at_checked(host.len().checked_sub(domain.len())?)?;
+    let label = rest.strip_suffix(b".")?;
+    (end.eq_ignore_ascii_case(domain) && !label.is_empty()).then_some(label)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn route(protocol: Protocol, target: &str, host: &str) -> Route {
+        let identity = Identity {
+            name: "echo".parse().unwrap(),
+            domains: vec!["faas.local".into(), "localhost".into()],
+        };
+        identity.route(protocol, target.as_bytes(), Some(host.as_bytes()))
+    }
+
+    #[test]
+    fn a_path_that_names_a_function_decides_alone() {
+        for protocol in [Protocol::Http, Protocol::Https] {
+            assert_eq!(route(protocol, "/function/echo/x?y", "hello.faas.local"), Route::Own { path: 14 });
+            assert_eq!(
+                route(protocol, "http://hello.faas.local/function/echo", "x"),
+                Route::Own { path: 37 }
+            );
+            assert_eq!(
+                route(protocol, "/function/hello", "echo.faas.local"),
+                Route::Foreign("hello".parse().unwrap())
+            );
+            assert_eq!(
+                route(protocol, "/function/echoevil", "echo.faas.local"),
+                Route::Foreign("echoevil".parse().unwrap())
+            );
+            assert_eq!(route(protocol, "/function/%65cho", "echo.faas.local"), Route::NotFound);
+            assert_eq!(route(protocol, "example.org:443", "echo.faas.local"), Route::Malformed);
+        }
+    }
+
+    #[test]
+    fn another_path_is_nobodys_in_the_clear() {
+        for target in ["/", "*", "/x", "/function", "http://echo.faas.local/"] {
+            assert_eq!(route(Protocol::Http, target, "echo.faas.local"), Route::NotFound, "{target}");
+        }
+    }
+
+    #[test]
+    fn another_path_under_tls_is_ours_unless_the_host_is_somebody_elses() {
+        for host in [
+            "echo.faas.local",
+            "ECHO.FAAS.local:8443",
+            "echo.localhost.",
+            "localhost",
+            "localhost:8443",
+            "example.org",
+            "hello.example.org",
+            "hellofaas.local",
+            "[::1]:8443",
+            "",
+        ] {
+            assert_eq!(route(Protocol::Https, "/x", host), Route::Own { path: 0 }, "{host}");
+        }
+        for host in ["hello.faas.local", "Hello.Localhost:8443", "a.echo.faas.local", "hello.localhost."] {
+            assert_eq!(route(Protocol::Https, "/x", host), Route::Misdirected, "{host}");
+        }
+        assert_eq!(route(Protocol::Https, "https://hello.localhost/", "echo.localhost"), Route::Misdirected);
+        assert_eq!(route(Protocol::Https, "https://echo.localhost/", "x.localhost"), Route::Own { path: 0 });
+        let identity = Identity { name: "echo".parse().unwrap(), domains: vec!["faas.local".into()] };
+        assert_eq!(identity.route(Protocol::Https, b"/", None), Route::Own { path: 0 });
+    }
+}
