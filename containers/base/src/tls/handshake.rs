@@ -244,6 +244,8 @@ impl Handshake {
                 self.input.truncate(self.fed_bytes);
                 self.input.extend_from_slice(&NOT_A_RECORD);
                 self.fed_bytes = self.input.len();
+                // Its error says nothing new.
+                let _ = self.connection.process_tls_records(&mut self.input);
                 self.queue_rustls_alert();
             }
             // rustls has no way to say it, so the end of the connection must do. What is left of a flight may have
@@ -252,19 +254,15 @@ impl Handshake {
         }
     }
 
+    /// Takes what rustls has to say after an error, and no more: to be shown input again would be a second error.
     fn queue_rustls_alert(&mut self) {
-        let mut refused = false;
-        loop {
-            let UnbufferedStatus { discard, state, .. } =
+        while self.connection.wants_write() {
+            let UnbufferedStatus { state, .. } =
                 self.connection.process_tls_records(&mut self.input[..self.fed_bytes]);
-            let more = match state {
-                Ok(ConnectionState::EncodeTlsData(data)) => encode(data, &mut self.output).is_ok(),
-                Err(_) => !std::mem::replace(&mut refused, true),
-                Ok(_) => false,
+            let Ok(ConnectionState::EncodeTlsData(data)) = state else {
+                return;
             };
-            self.input.drain(..discard);
-            self.fed_bytes -= discard;
-            if !more {
+            if encode(data, &mut self.output).is_err() {
                 return;
             }
         }

@@ -83,7 +83,7 @@ struct Owed {
 }
 
 /// What the bytes at the front of the input are.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Opened {
     /// Not a whole record yet; it ends at this length at the earliest.
     Incomplete {
@@ -352,7 +352,7 @@ impl RecordLayer {
         self.seal_record(ALERT, output, |output| output.extend_from_slice(&[level, description.into()]));
     }
 
-    fn seal_record(&mut self, kind: u8, output: &mut Vec<u8>, content: impl FnOnce(&mut Vec<u8>)) {
+    pub(super) fn seal_record(&mut self, kind: u8, output: &mut Vec<u8>, content: impl FnOnce(&mut Vec<u8>)) {
         let Session { version, aead, transmit, .. } = &mut self.session;
         let nonce = transmit.keys.nonce(transmit.sequence);
         let explicit_nonce = *version == Version::Tls12 && *aead != Aead::Chacha20Poly1305;

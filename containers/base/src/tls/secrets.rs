@@ -174,3 +174,97 @@ impl Drop for CipherKey {
         self.0.zeroize();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rustls::SupportedCipherSuite;
+    use rustls::crypto::ring::cipher_suite;
+    use rustls::crypto::tls13::OkmBlock;
+
+    use super::*;
+
+    fn hex(text: &str) -> Vec<u8> {
+        let digits: Vec<u32> = text.chars().filter_map(|digit| digit.to_digit(16)).collect();
+        digits.chunks(2).map(|pair| (pair[0] << 4 | pair[1]) as u8).collect()
+    }
+
+    /// RFC 8448 §3, the application traffic of the simple handshake.
+    #[test]
+    fn keys_are_those_of_rfc_8448() {
+        let cases = [
+            (
+                "9e40646ce79a7f9dc05af8889bce6552875afa0b06df0087f792ebb7c17504a5",
+                "17422dda596ed5d9acd890e3c63f5051",
+                "5b78923dee08579033e523d9",
+            ),
+            (
+                "a11af9f05531f856ad47116b45a950328204b4f44bfb6b3a4b4f1f3fcb631643",
+                "9f02283b6c9c07efc26bb9f2ac92e356",
+                "cf782b88dd83549aadf1e984",
+            ),
+        ];
+        for (secret, key, iv) in cases {
+            let keys = TrafficSecret::new(Aead::Aes128Gcm, &hex(secret)).unwrap().keys(Aead::Aes128Gcm);
+            assert_eq!(keys.key[..16], hex(key));
+            assert_eq!(keys.key[16..], [0; 16]);
+            assert_eq!(keys.iv[..], hex(iv));
+        }
+    }
+
+    #[test]
+    fn every_derivation_is_that_of_rustls() {
+        let suites = [
+            (Aead::Aes128Gcm, cipher_suite::TLS13_AES_128_GCM_SHA256, b"\0\x10\x09tls13 key\0", 16, 32),
+            (Aead::Aes256Gcm, cipher_suite::TLS13_AES_256_GCM_SHA384, b"\0\x20\x09tls13 key\0", 32, 48),
+            (Aead::Chacha20Poly1305, cipher_suite::TLS13_CHACHA20_POLY1305_SHA256, b"\0\x20\x09tls13 key\0", 32, 32),
+        ];
+        for (aead, suite, key_info, key_bytes, secret_bytes) in suites {
+            let SupportedCipherSuite::Tls13(suite) = suite else { unreachable!() };
+            let mut secret = TrafficSecret::new(aead, &vec![0x5a; secret_bytes]).unwrap();
+            let mut current = vec![0x5a; secret_bytes];
+            for _ in 0..5 {
+                let expander = suite.hkdf_provider.expander_for_okm(&OkmBlock::new(&current));
+                let mut key = vec![0; key_bytes];
+                expander.expand_slice(&[key_info], &mut key).unwrap();
+                let mut iv = [0; 12];
+                expander.expand_slice(&[b"\0\x0c\x08tls13 iv\0"], &mut iv).unwrap();
+                let keys = secret.keys(aead);
+                assert_eq!(keys.key[..key_bytes], key);
+                assert_eq!(*keys.iv, iv);
+
+                let mut next = vec![0; secret_bytes];
+                let label = [&[0, secret_bytes as u8, 17][..], b"tls13 traffic upd\0"];
+                expander.expand_slice(&label, &mut next).unwrap();
+                current = next;
+                secret = secret.next(aead);
+            }
+        }
+    }
+
+    #[test]
+    fn a_secret_has_the_length_of_its_hash() {
+        for aead in [Aead::Aes128Gcm, Aead::Aes256Gcm, Aead::Chacha20Poly1305] {
+            for bytes in 0..64 {
+                let made = TrafficSecret::new(aead, &vec![1; bytes]).is_some();
+                assert_eq!(made, bytes == aead.secret_bytes(), "{aead:?} {bytes}");
+            }
+        }
+    }
+
+    /// Looks at the freed heap only through the box that is still there.
+    #[test]
+    fn a_cipher_key_is_wiped() {
+        let secret = TrafficSecret::new(Aead::Aes128Gcm, &[7; 32]).unwrap();
+        let mut key = CipherKey::new(Aead::Aes128Gcm, &secret.keys(Aead::Aes128Gcm));
+        let bytes = size_of::<LessSafeKey>();
+        let address = key.0.as_ptr().cast::<u8>();
+        // SAFETY: the box holds that many bytes until it is forgotten; MaybeUninit asks for no particular values, and
+        // zeroizing initialises them all.
+        let wiped = unsafe {
+            key.0.zeroize();
+            std::slice::from_raw_parts(address, bytes)
+        };
+        assert!(wiped.iter().all(|byte| *byte == 0));
+        std::mem::forget(key);
+    }
+}

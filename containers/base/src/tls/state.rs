@@ -238,3 +238,202 @@ impl<'a> Reader<'a> {
         self.take(bytes).map(<[u8]>::to_vec)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::tests::{KINDS, session};
+    use super::*;
+
+    fn sample((version, aead): (Version, Aead)) -> SessionState {
+        let mut session = session(version, aead, 1, 2);
+        session.counters = Counters { empty_records: 3, warnings: 2, key_updates: 1 };
+        SessionState { session, plaintext: b"GET /".to_vec(), ciphertext: b"\x17\x03\x03\x00".to_vec() }
+    }
+
+    fn refusal(encoded: &[u8]) -> Option<StateError> {
+        SessionState::decode(encoded).err()
+    }
+
+    #[test]
+    fn every_prefix_and_every_addition_is_refused() {
+        for kind in KINDS {
+            let mut encoded = sample(kind).encode();
+            for bytes in 0..encoded.len() {
+                assert_eq!(refusal(&encoded[..bytes]), Some(StateError::Truncated), "{kind:?} {bytes}");
+            }
+            assert_eq!(refusal(&encoded), None);
+            encoded.push(0);
+            assert_eq!(refusal(&encoded), Some(StateError::Trailing(1)));
+        }
+    }
+
+    #[test]
+    fn unknown_values_are_refused() {
+        for kind in KINDS {
+            let encoded = sample(kind).encode();
+            let changed = |at: usize, value: u8| {
+                let mut changed = encoded.clone();
+                changed[at] = value;
+                refusal(&changed)
+            };
+            assert_eq!(changed(0, 0), Some(StateError::UnknownFormat(0)));
+            assert_eq!(changed(0, 2), Some(StateError::UnknownFormat(2)));
+            for (at, values, what) in [
+                (1, &[0, 1, 4, 255][..], "version"),
+                (2, &[0, 4, 255], "cipher"),
+                (3, &[2, 3, 128], "flag"),
+                (4, &[record::EMPTY_RECORDS_MAX + 1, 255], "number of empty records"),
+                (5, &[record::WARNINGS_MAX + 1, 255], "number of warnings"),
+                (6, &[record::KEY_UPDATES_MAX + 1, 255], "number of KeyUpdates"),
+                (7, &[1, 5, 6, 254, SKIPPING], "handshake message"),
+            ] {
+                for value in values {
+                    assert_eq!(changed(at, *value), Some(StateError::Impossible(what)), "{at} {value}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn overlong_residue_is_refused_before_it_is_looked_for() {
+        let encoded = sample(KINDS[0]).encode();
+        let plaintext_at = encoded.len() - 4 - 4 - 5 - 4;
+        assert_eq!(encoded[plaintext_at..][..4], [5, 0, 0, 0]);
+        for (at, max, what) in [
+            (plaintext_at, PLAINTEXT_BYTES_MAX, "decrypted residue"),
+            (encoded.len() - 8, CIPHERTEXT_BYTES_MAX, "undecrypted residue"),
+        ] {
+            let mut changed = encoded.clone();
+            changed[at..at + 4].copy_from_slice(&(max as u32 + 1).to_le_bytes());
+            assert_eq!(refusal(&changed), Some(StateError::TooLong(what)));
+            changed[at..at + 4].copy_from_slice(&(max as u32).to_le_bytes());
+            assert_eq!(refusal(&changed), Some(StateError::Truncated));
+        }
+    }
+
+    #[test]
+    fn a_sequence_number_that_would_be_used_up_is_refused() {
+        for kind in KINDS {
+            let mut state = sample(kind);
+            state.session.receive.sequence = u64::MAX;
+            state.session.transmit.sequence = kind.1.records_max() + SEQUENCE_MARGIN;
+            assert_eq!(refusal(&state.encode()), None);
+            state.session.transmit.sequence += 1;
+            assert_eq!(refusal(&state.encode()), Some(StateError::Impossible("sequence number")));
+        }
+    }
+
+    #[test]
+    fn unread_bytes_come_first_and_within_a_bound() {
+        let mut state = sample(KINDS[0]);
+        state.unread(b"before ").unwrap();
+        state.unread(b"").unwrap();
+        assert_eq!(state.plaintext, b"before GET /");
+        let room = PLAINTEXT_BYTES_MAX - state.plaintext.len();
+        assert_eq!(state.unread(&vec![0; room + 1]), Err(StateError::TooLong("decrypted residue")));
+        assert_eq!(state.plaintext, b"before GET /");
+        state.unread(&vec![0; room]).unwrap();
+        assert_eq!(refusal(&state.encode()), None);
+    }
+
+    /// A vector that has grown has left keys behind in freed memory.
+    #[test]
+    fn encoding_never_reallocates() {
+        for kind in KINDS {
+            for plaintext_bytes in [0, 1, PLAINTEXT_BYTES_MAX] {
+                let mut state = sample(kind);
+                state.plaintext = vec![1; plaintext_bytes];
+                let residue_bytes = plaintext_bytes + state.ciphertext.len();
+                assert_eq!(state.encode().capacity(), FIXED_BYTES_MAX + residue_bytes);
+            }
+        }
+    }
+
+    fn message(version: Version) -> impl Strategy<Value = Partial> {
+        let begun: &[u8] = match version {
+            Version::Tls12 => &[1, 0x12, 0x34],
+            Version::Tls13 => &[24, 0, 0, 1],
+        };
+        let begun = (0..=begun.len()).prop_map(move |bytes| {
+            let mut partial = Partial::NONE;
+            partial.next(&mut &begun[..bytes], version).unwrap();
+            partial
+        });
+        let skipping = (1..=message::SKIPPED_BYTES_MAX).prop_map(|rest_bytes| Partial::Skipping { rest_bytes });
+        match version {
+            Version::Tls12 => prop_oneof![begun, skipping].boxed(),
+            Version::Tls13 => begun.boxed(),
+        }
+    }
+
+    fn state() -> impl Strategy<Value = SessionState> {
+        let residue = || prop::collection::vec(any::<u8>(), 0..300);
+        prop::sample::select(&KINDS[..]).prop_flat_map(move |(version, aead)| {
+            (
+                message(version),
+                any::<[u64; 3]>(),
+                (0..=record::EMPTY_RECORDS_MAX, 0..=record::WARNINGS_MAX, 0..=record::KEY_UPDATES_MAX),
+                any::<bool>(),
+                residue(),
+                residue(),
+            )
+                .prop_map(move |(message, words, counters, peer_closed, plaintext, ciphertext)| {
+                    let mut session = session(version, aead, words[0], words[1]);
+                    session.message = message;
+                    session.transmit.sequence = words[2] % aead.records_max();
+                    session.receive.sequence = words[2];
+                    session.peer_closed = peer_closed;
+                    session.counters = Counters {
+                        empty_records: counters.0,
+                        warnings: counters.1,
+                        key_updates: counters.2,
+                    };
+                    SessionState { session, plaintext, ciphertext }
+                })
+        })
+    }
+
+    impl std::fmt::Debug for SessionState {
+        fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            write!(formatter, "{:?}", *self.encode())
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_encoded_is_decoded(state in state()) {
+            let encoded = state.encode();
+            let decoded = SessionState::decode(&encoded).unwrap();
+            prop_assert_eq!(decoded.session.message, state.session.message);
+            prop_assert_eq!(decoded.session.counters, state.session.counters);
+            prop_assert!(decoded.session.transmit.keys.equal(&state.session.transmit.keys));
+            prop_assert!(decoded.session.receive.keys.equal(&state.session.receive.keys));
+            prop_assert_eq!(&decoded.plaintext, &state.plaintext);
+            prop_assert_eq!(&decoded.ciphertext, &state.ciphertext);
+            prop_assert!(*decoded.encode() == *encoded);
+        }
+
+        /// There is one encoding of a state: what is accepted is what would have been sent.
+        #[test]
+        fn what_is_accepted_is_canonical(
+            state in state(),
+            changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+        ) {
+            let mut encoded = state.encode();
+            for (index, value) in changes {
+                let at = index.index(encoded.len().min(40));
+                encoded[at] = value;
+            }
+            if let Ok(decoded) = SessionState::decode(&encoded) {
+                prop_assert!(*decoded.encode() == *encoded);
+            }
+        }
+
+        #[test]
+        fn strangers_bytes_do_no_harm(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+            let _ = SessionState::decode(&bytes);
+        }
+    }
+}

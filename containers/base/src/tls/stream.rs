@@ -371,3 +371,23 @@ impl Outbound {
         }
     }
 }
+
+/// What tests need to see and to provoke.
+#[cfg(test)]
+impl TlsStream {
+    pub(super) fn update_keys(&mut self) {
+        let Inner { record, outbound, .. } = &mut *self.inner;
+        record.update_keys(&mut outbound.buffer);
+    }
+
+    pub(super) fn held_bytes(&self) -> usize {
+        let Inner { inbound, outbound, .. } = &*self.inner;
+        inbound.buffer.capacity() + outbound.buffer.capacity()
+    }
+
+    pub(super) fn unsent_bytes(&self) -> usize {
+        self.inner.outbound.buffer.len() - self.inner.outbound.sent
+    }
+
+    pub(super) const KEPT_BYTES: usize = size_of::<Inner>() + 2 * size_of::<ring::aead::LessSafeKey>();
+}

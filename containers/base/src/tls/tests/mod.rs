@@ -26,6 +26,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::oneshot;
 
 use super::handshake::HandshakeError;
+use super::message::Partial;
+use super::record::{Counters, Session};
+use super::secrets::{Aead, Traffic, TrafficSecret, Version};
 use super::{Acceptor, SessionState, TlsStream};
 use crate::socket::Socket;
 
@@ -269,6 +272,33 @@ pub(super) async fn moved(mut stream: TlsStream) -> TlsStream {
     let encoded = state.encode();
     drop(state);
     TlsStream::from_parts(socket, SessionState::decode(&encoded).unwrap())
+}
+
+pub(super) const KINDS: [(Version, Aead); 6] = [
+    (Version::Tls12, Aead::Aes128Gcm),
+    (Version::Tls12, Aead::Aes256Gcm),
+    (Version::Tls12, Aead::Chacha20Poly1305),
+    (Version::Tls13, Aead::Aes128Gcm),
+    (Version::Tls13, Aead::Aes256Gcm),
+    (Version::Tls13, Aead::Chacha20Poly1305),
+];
+
+fn traffic(version: Version, aead: Aead, seed: u64) -> Traffic {
+    let secret = TrafficSecret::new(aead, &Random(seed).bytes(aead.secret_bytes())).unwrap();
+    Traffic { sequence: 0, keys: secret.keys(aead), secret: (version == Version::Tls13).then_some(secret) }
+}
+
+/// One end of a session with made-up secrets.
+pub(super) fn session(version: Version, aead: Aead, transmit_seed: u64, receive_seed: u64) -> Session {
+    Session {
+        version,
+        aead,
+        transmit: traffic(version, aead, transmit_seed),
+        receive: traffic(version, aead, receive_seed),
+        counters: Counters::default(),
+        message: Partial::NONE,
+        peer_closed: false,
+    }
 }
 
 /// A repeatable source of choices.
