@@ -1,0 +1,428 @@
+//! The gateway's loop: accept, judge, hand over.
+use std::{
+    collections::VecDeque,
+    io,
+    net::SocketAddr,
+    os::fd::{AsRawFd, RawFd},
+    time::Duration,
+};
+
+use common::{Protocol, Refusal, Verdict};
+use handoff::{Connection, Purpose};
+use nix::{
+    sys::socket::{getsockopt, sockopt},
+    time::{ClockId, clock_gettime},
+};
+use socket2::Socket;
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    time::{Instant, sleep_until},
+};
+
+use crate::{
+    counters::Counters,
+    instances::{Instances, Ready},
+    listener,
+    mode::Sockmap,
+    peek::{Look, Peek, Waiting},
+    pending::{Accepted, Pending},
+    readable::{OwnsDescriptor, readable, watch},
+    routes::Routes,
+};
+
+/// One turn accepts at most this many, so that late verdicts and deadlines get their turn under load.
+const ACCEPT_BATCH: usize = 64;
+
+/// How long a connection waits for an instance that is being restarted.
+const INSTANCE_PATIENCE: Duration = Duration::from_millis(100);
+
+/// Connections that wait for an instance; more than this in the patience's time is an outage, not a restart.
+const UNPLACED: usize = 4096;
+
+/// How long accepting pauses when descriptors or memory have run out.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+pub struct Parts {
+    pub http: Socket,
+    pub https: Socket,
+    pub routes: Routes,
+    pub instances: Instances,
+    pub sockmap: Option<Sockmap>,
+    pub head_timeout: Duration,
+    /// Connections without a verdict that may be held at once.
+    pub pending_capacity: usize,
+}
+
+pub struct Gateway {
+    http: AsyncFd<Socket>,
+    https: AsyncFd<Socket>,
+    routes: Routes,
+    instances: Instances,
+    sockmap: Option<AsyncFd<Events>>,
+    peek: Peek,
+    waiting: AsyncFd<Waiting>,
+    pending: Pending,
+    /// What has a verdict and leaves with the next batch.
+    ready: Vec<Ready>,
+    /// What found no instance, the oldest first.
+    unplaced: VecDeque<Ready>,
+    paused_until: Option<Instant>,
+    not_enrolled_was_said: bool,
+    next_id: u64,
+    counters: Counters,
+}
+
+enum Wake {
+    Stop,
+    Accept(Protocol),
+    Events,
+    Complete,
+    Instances,
+    Timer,
+}
+
+impl Gateway {
+    /// Must be called within a runtime.
+    pub fn new(parts: Parts) -> io::Result<Self> {
+        Ok(Self {
+            http: watch(parts.http)?,
+            https: watch(parts.https)?,
+            routes: parts.routes,
+            instances: parts.instances,
+            sockmap: parts.sockmap.map(|sockmap| watch(Events(sockmap))).transpose()?,
+            peek: Peek::new(),
+            waiting: watch(Waiting::new()?)?,
+            pending: Pending::new(parts.head_timeout, parts.pending_capacity),
+            ready: Vec::with_capacity(ACCEPT_BATCH),
+            unplaced: VecDeque::new(),
+            paused_until: None,
+            not_enrolled_was_said: false,
+            next_id: 0,
+            counters: Counters::default(),
+        })
+    }
+
+    /// Serves until `stop` is done, then gives back the kernel path, whose connections may outlive the gateway.
+    pub async fn run(mut self, stop: impl Future<Output = ()>) -> Option<Sockmap> {
+        tokio::pin!(stop);
+        loop {
+            match self.wake(&mut stop).await {
+                Wake::Stop => break,
+                Wake::Accept(protocol) => self.accept(protocol),
+                Wake::Events => self.take_events(),
+                Wake::Complete => self.look_again(),
+                Wake::Instances => self.retry_unplaced(),
+                Wake::Timer => self.expire(Instant::now()),
+            }
+            self.hand_over();
+        }
+        self.refuse_all_held();
+        self.counters.log();
+        self.sockmap.map(|events| events.into_inner().0)
+    }
+
+    async fn wake(&mut self, stop: &mut (impl Future<Output = ()> + Unpin)) -> Wake {
+        let accepting = self.paused_until.is_none();
+        let deadline = self.next_deadline();
+        tokio::select! {
+            // Signals first; then what ends waiting, before more is let in.
+            biased;
+            () = stop => Wake::Stop,
+            _ = readable(self.sockmap.as_ref()) => Wake::Events,
+            _ = readable(Some(&self.waiting)) => Wake::Complete,
+            () = self.instances.changed() => Wake::Instances,
+            () = at(deadline) => Wake::Timer,
+            _ = readable(Some(&self.http)), if accepting => Wake::Accept(Protocol::Http),
+            _ = readable(Some(&self.https)), if accepting => Wake::Accept(Protocol::Https),
+        }
+    }
+
+    fn accept(&mut self, protocol: Protocol) {
+        let (now, now_ns) = (Instant::now(), monotonic_ns());
+        for _ in 0..ACCEPT_BATCH {
+            let listener = match protocol {
+                Protocol::Http => &self.http,
+                Protocol::Https => &self.https,
+            };
+            match listener.try_io(Interest::READABLE, listener::accept) {
+                Ok((socket, name)) => {
+                    self.counters.accepted += 1;
+                    let accepted =
+                        Accepted { socket, protocol, accepted_at: now, accepted_at_ns: now_ns, peeked: false };
+                    self.judge(accepted, name);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if is_shortage(&error) => {
+                    tracing::warn!(%error, pause = ?ACCEPT_PAUSE, "accepting pauses");
+                    self.paused_until = Some(now + ACCEPT_PAUSE);
+                    return;
+                }
+                // The connection's own error (accept(2)): it is gone, the next one may be well.
+                Err(error) => tracing::debug!(%error, "a connection failed before it was accepted"),
+            }
+        }
+    }
+
+    /// Reads the verdict that came with `accept`, or looks for one.
+    fn judge(&mut self, accepted: Accepted, name: SocketAddr) {
+        let Some(events) = &self.sockmap else { return self.look(accepted, Some(name)) };
+        match events.get_ref().0.kernel.verdict_at_accept(name) {
+            Some(Verdict::Pending) => self.hold(accepted),
+            Some(verdict) => {
+                self.counters.verdicts_at_accept += 1;
+                self.settle(accepted, verdict, None);
+            }
+            // The kernel does not follow this one. It may just be gone, which needs no look at its bytes to find out.
+            None => match getsockopt(&accepted.socket, sockopt::SocketError) {
+                Ok(0) => {
+                    if !self.not_enrolled_was_said {
+                        self.not_enrolled_was_said = true;
+                        tracing::warn!("the kernel path does not follow every connection: some are judged in user space");
+                    }
+                    self.look(accepted, Some(name));
+                }
+                _ => self.counters.closed += 1,
+            },
+        }
+    }
+
+    fn look(&mut self, mut accepted: Accepted, peer: Option<SocketAddr>) {
+        match self.peek.look(&accepted.socket, accepted.protocol, &self.routes) {
+            Ok(Look::Verdict(verdict)) => {
+                self.counters.verdicts_peeked += 1;
+                self.settle(accepted, verdict, peer);
+            }
+            Ok(Look::Needs { bytes }) => {
+                accepted.peeked = true;
+                match listener::cookie(&accepted.socket) {
+                    Ok(cookie) if self.waiting.get_ref().wait(&accepted.socket, cookie, bytes).is_ok() => {
+                        self.hold_as(cookie, accepted);
+                    }
+                    _ => self.settle(accepted, Verdict::Refused(Refusal::Unavailable), peer),
+                }
+            }
+            Err(error) => {
+                tracing::debug!(%error, "a connection ended before its verdict");
+                self.counters.closed += 1;
+            }
+        }
+    }
+
+    fn hold(&mut self, accepted: Accepted) {
+        match listener::cookie(&accepted.socket) {
+            Ok(cookie) => self.hold_as(cookie, accepted),
+            Err(_) => self.settle(accepted, Verdict::Refused(Refusal::Unavailable), None),
+        }
+    }
+
+    fn hold_as(&mut self, cookie: u64, accepted: Accepted) {
+        if let Some((_, evicted)) = self.pending.hold(cookie, accepted) {
+            self.release(evicted, Verdict::Refused(Refusal::Timeout));
+        }
+    }
+
+    /// Takes the kernel's late verdicts.
+    fn take_events(&mut self) {
+        let Some(events) = &mut self.sockmap else { return };
+        let mut verdicts = Vec::new();
+        let drained: io::Result<()> = events.try_io_mut(Interest::READABLE, |events| {
+            let kernel = &mut events.0.kernel;
+            kernel.drain_events(|cookie, verdict| verdicts.push((cookie, verdict)));
+            Err(io::ErrorKind::WouldBlock.into())
+        });
+        debug_assert!(drained.is_err());
+        for (cookie, verdict) in verdicts {
+            if verdict == Verdict::Poisoned {
+                self.destroy(cookie);
+            }
+            if let Some(accepted) = self.pending.take(cookie) {
+                self.counters.verdicts_late += 1;
+                self.settle(accepted, verdict, None);
+            }
+        }
+    }
+
+    /// Ends a connection, wherever it is by now, that would else be truncated and look whole.
+    fn destroy(&self, cookie: u64) {
+        let Some(events) = &self.sockmap else { return };
+        if let Err(error) = events.get_ref().0.kernel.destroy(cookie) {
+            tracing::error!(%error, "can't destroy a connection whose bytes could not be kept exact");
+        }
+    }
+
+    /// Looks again at connections that may have become complete.
+    fn look_again(&mut self) {
+        let mut keys = Vec::new();
+        let result = self.waiting.try_io(Interest::READABLE, |waiting| {
+            if waiting.ready(&mut keys)? { Ok(()) } else { Err(io::ErrorKind::WouldBlock.into()) }
+        });
+        match result {
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
+                tracing::error!(%error, "can't read which connections became ready");
+            }
+            _ => {}
+        }
+        for (cookie, ended) in keys {
+            let Some(accepted) = self.pending.get(cookie) else { continue };
+            let verdict = match self.peek.look(&accepted.socket, accepted.protocol, &self.routes) {
+                Ok(Look::Verdict(verdict)) => verdict,
+                Ok(Look::Needs { .. }) if ended => Verdict::Refused(Refusal::Incomplete),
+                Ok(Look::Needs { bytes }) => {
+                    if self.waiting.get_ref().wait_on(&accepted.socket, cookie, bytes).is_ok() {
+                        continue;
+                    }
+                    Verdict::Refused(Refusal::Unavailable)
+                }
+                Err(_) => Verdict::Closed,
+            };
+            if let Some(accepted) = self.pending.take(cookie) {
+                self.counters.verdicts_peeked += 1;
+                self.release(accepted, verdict);
+            }
+        }
+    }
+
+    /// Settles what was held, after user space has stopped waiting for it.
+    fn release(&mut self, accepted: Accepted, verdict: Verdict) {
+        if accepted.peeked
+            && let Err(error) = self.waiting.get_ref().forget(&accepted.socket)
+        {
+            tracing::debug!(%error, "a connection could not leave the epoll");
+        }
+        self.settle(accepted, verdict, None);
+    }
+
+    fn settle(&mut self, accepted: Accepted, verdict: Verdict, peer: Option<SocketAddr>) {
+        let purpose = match verdict {
+            Verdict::Route { generation, index } => match self.routes.function(generation, index) {
+                Some(name) => Purpose::Serve(name),
+                None => Purpose::Refuse(Refusal::NoFunction),
+            },
+            Verdict::Refused(refusal) => Purpose::Refuse(refusal),
+            // Not complete after all is what its deadline would say.
+            Verdict::Pending => Purpose::Refuse(Refusal::Timeout),
+            Verdict::Poisoned => return self.counters.poisoned += 1,
+            Verdict::Closed => return self.counters.closed += 1,
+        };
+        self.next_id += 1;
+        let connection = Connection {
+            id: self.next_id,
+            accepted_at_ns: accepted.accepted_at_ns,
+            protocol: accepted.protocol,
+            purpose,
+            peer,
+            local: None,
+        };
+        self.ready.push(Ready { connection, socket: accepted.socket, wait_until: None });
+    }
+
+    /// Sends what is ready; what finds no instance waits for one.
+    fn hand_over(&mut self) {
+        if self.ready.is_empty() {
+            return;
+        }
+        let counters = &mut self.counters;
+        self.instances.hand_over(&mut self.ready, |connection| match connection.purpose {
+            Purpose::Serve(_) => counters.served += 1,
+            Purpose::Refuse(refusal) => counters.refused(refusal),
+        });
+        if self.ready.is_empty() {
+            return;
+        }
+        let wait_until = Instant::now() + INSTANCE_PATIENCE;
+        for mut ready in self.ready.drain(..) {
+            ready.wait_until.get_or_insert(wait_until);
+            self.unplaced.push_back(ready);
+        }
+        let excess = self.unplaced.len().saturating_sub(UNPLACED);
+        self.give_up(excess);
+    }
+
+    /// Instances have come or have room again.
+    fn retry_unplaced(&mut self) {
+        self.ready.extend(self.unplaced.drain(..));
+    }
+
+    /// Nobody took the oldest ones in time: they get a refusal, and what can't even be refused is closed.
+    fn give_up(&mut self, count: usize) {
+        for mut ready in self.unplaced.drain(..count) {
+            match ready.connection.purpose {
+                Purpose::Serve(_) => {
+                    ready.connection.purpose = Purpose::Refuse(Refusal::Unavailable);
+                    ready.wait_until = None;
+                    self.ready.push(ready);
+                }
+                Purpose::Refuse(_) => self.counters.dropped += 1,
+            }
+        }
+    }
+
+    fn expire(&mut self, now: Instant) {
+        if self.paused_until.is_some_and(|until| until <= now) {
+            self.paused_until = None;
+        }
+        while let Some((cookie, accepted)) = self.pending.take_expired(now) {
+            let verdict = self.last_word(cookie, &accepted);
+            self.release(accepted, verdict);
+        }
+        let given_up = self.unplaced.iter().take_while(|ready| ready.wait_until.is_none_or(|until| until <= now)).count();
+        self.give_up(given_up);
+    }
+
+    /// A verdict whose event was lost stands in the kernel's map still.
+    fn last_word(&self, cookie: u64, accepted: &Accepted) -> Verdict {
+        match &self.sockmap {
+            Some(events) if !accepted.peeked => {
+                events.get_ref().0.kernel.verdict_of(cookie).unwrap_or(Verdict::Closed)
+            }
+            _ => Verdict::Pending,
+        }
+    }
+
+    fn next_deadline(&mut self) -> Option<Instant> {
+        let unplaced = self.unplaced.front().and_then(|ready| ready.wait_until);
+        [self.pending.next_deadline(), unplaced, self.paused_until].into_iter().flatten().min()
+    }
+
+    /// At the end nobody is left without an answer.
+    fn refuse_all_held(&mut self) {
+        while let Some((_, accepted)) = self.pending.take_oldest() {
+            self.release(accepted, Verdict::Refused(Refusal::Unavailable));
+        }
+        self.retry_unplaced();
+        self.hand_over();
+        self.give_up(self.unplaced.len());
+        self.hand_over();
+        self.give_up(self.unplaced.len());
+    }
+}
+
+/// The kernel path as something that becomes readable with a late verdict.
+struct Events(Sockmap);
+
+impl AsRawFd for Events {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.kernel.as_raw_fd()
+    }
+}
+
+// SAFETY: the kernel path keeps its ring for as long as it lives.
+unsafe impl OwnsDescriptor for Events {}
+
+async fn at(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Descriptors or memory have run out: the listener stays readable, so only a pause helps.
+fn is_shortage(error: &io::Error) -> bool {
+    use nix::libc::{EMFILE, ENFILE, ENOBUFS, ENOMEM};
+    matches!(error.raw_os_error(), Some(EMFILE | ENFILE | ENOBUFS | ENOMEM))
+}
+
+fn monotonic_ns() -> u64 {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default();
+    u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
+}
