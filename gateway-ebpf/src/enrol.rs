@@ -82,21 +82,29 @@ fn enrol(ctx: &SockOpsContext) {
     if CONNECTIONS.insert(cookie, connection, BPF_NOEXIST).is_err() {
         return count(Counter::NotEnrolled);
     }
-    // SAFETY: the map and the key are valid; the helper takes a sock_ops context.
-    let enrolled = unsafe {
-        bpf_sock_hash_update(
-            ctx.ops,
-            (&raw const SOCKETS).cast_mut().cast(),
-            (&raw mut cookie).cast(),
-            BPF_NOEXIST,
-        )
-    };
+    // The callbacks come before the SOCKHASH: without them nothing would end the entry, and a socket in the SOCKHASH
+    // without an entry would deliver repeated bytes.
     let callbacks = (BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG) as i32;
-    if enrolled != 0 || ctx.set_cb_flags(callbacks).is_err() {
+    if ctx.set_cb_flags(callbacks).is_err() || !enter_sockhash(ctx, &mut cookie) {
+        let _: Result<(), i32> = ctx.set_cb_flags(0);
         let _: Result<(), i32> = CONNECTIONS.remove(cookie);
         return count(Counter::NotEnrolled);
     }
     count(Counter::Enrolled);
+}
+
+#[inline(always)]
+fn enter_sockhash(ctx: &SockOpsContext, cookie: &mut u64) -> bool {
+    // SAFETY: the map and the key are valid; the helper takes a sock_ops context.
+    let result = unsafe {
+        bpf_sock_hash_update(
+            ctx.ops,
+            (&raw const SOCKETS).cast_mut().cast(),
+            (&raw mut *cookie).cast(),
+            BPF_NOEXIST,
+        )
+    };
+    result == 0
 }
 
 /// Takes the socket out of the SOCKHASH inside the function's own send, when nothing can be lost by it: all that
