@@ -10,6 +10,7 @@ use std::{
 use common::FunctionName;
 use serde::Deserialize;
 
+mod effective;
 mod file;
 mod hosts;
 
