@@ -1,14 +1,25 @@
 //! What every function stands on: receiving connections, TLS, HTTP/1.1, one call to serve.
+mod function;
 mod http;
 mod linger;
+mod options;
 mod peer;
+mod pool;
+mod process;
+mod readable;
 pub mod socket;
 mod stop;
 mod stream;
 mod timer;
 pub mod tls;
+mod worker;
 
 pub use self::{
-    http::{Body, BodyError, BoxError, NotUpgraded, OnUpgrade, OriginalUri, Upgraded},
+    function::{receive, serve},
+    http::{Body, BodyError, BoxError, NotUpgraded, OnUpgrade, OriginalUri, Service, Upgraded},
+    linger::Linger,
+    options::Options,
     peer::PeerAddr,
+    worker::{Connection, Held, Worker},
 };
+pub use handoff::Purpose;

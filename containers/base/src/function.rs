@@ -1,0 +1,228 @@
+//! The one call that makes a program a function.
+use std::{
+    fs::File,
+    process::ExitCode,
+    rc::Rc,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+};
+
+use clap::Parser;
+use common::{FunctionName, Protocol};
+use handoff::{ListenFds, MAX_BATCH, PoolListener, Purpose};
+use rustls::AlertDescription;
+
+use crate::{
+    http::{self, Identity, Service, Shared},
+    options::Options,
+    pool::{self, Assignee},
+    process,
+    stream::Stream,
+    tls::{self, Acceptor},
+    worker::{self, Connection, Plan, Worker},
+};
+
+/// Serves a tower service until the process is asked to stop.
+///
+/// Call it first in `main`, before there are other threads. `make` is called once on each worker thread, and what it
+/// returns is cloned for each connection; neither the service nor its futures need be `Send`.
+pub fn serve<M, S>(make: M) -> ExitCode
+where
+    M: Fn() -> S + Send + Sync + 'static,
+    S: Service,
+{
+    start(|options, fds| {
+        let name = options.function_name().ok_or(StartError::NoName)?;
+        let acceptor = acceptor(options, fds)?;
+        let options = options.clone();
+        Ok(move |worker: &Worker| {
+            let shared = Rc::new(Shared {
+                identity: Identity { name, domains: options.domains.clone() },
+                limits: options.limits(),
+                linger: worker.linger.clone(),
+                stop: worker.stop.clone(),
+            });
+            let service = make();
+            let acceptor = acceptor.clone();
+            move |connection| {
+                serve_connection(connection, Rc::clone(&shared), acceptor.clone(), service.clone())
+            }
+        })
+    })
+}
+
+/// Gives each connection to a future of its own, as it was received, until the process is asked to stop.
+///
+/// For functions that speak no HTTP. The process gives up root's rights before it takes the first connection.
+pub fn receive<M, H, F>(make: M) -> ExitCode
+where
+    M: Fn(&Worker) -> H + Send + Sync + 'static,
+    H: Fn(Connection) -> F + 'static,
+    F: Future<Output = ()> + 'static,
+{
+    start(|_, _| {
+        process::become_nobody().map_err(StartError::Privileges)?;
+        Ok(make)
+    })
+}
+
+#[derive(Debug, thiserror::Error)]
+enum StartError {
+    #[error("the sockets that the parent passed: {0}")]
+    ListenFds(#[from] handoff::listen_fds::ListenFdsError),
+    #[error(
+        "no socket named `pool` was passed in LISTEN_FDS: functions are started by `pointsman supervise` or by systemd"
+    )]
+    NoPool,
+    #[error("the socket named `pool`: {0}")]
+    Pool(handoff::Error),
+    #[error("the function has no name: give it one with --name")]
+    NoName,
+    #[error("the certificate: {0}")]
+    Certificate(#[from] tls::ConfigError),
+    #[error(
+        "a certificate needs its key, and a key its certificate: only one of them was passed in LISTEN_FDS"
+    )]
+    HalfCertificate,
+    #[error("giving up root's rights: {0}")]
+    Privileges(std::io::Error),
+    #[error("hardening the process: {0}")]
+    Harden(std::io::Error),
+    #[error("the limit of open files: {0}")]
+    Descriptors(std::io::Error),
+    #[error("the main thread: {0}")]
+    Main(std::io::Error),
+    #[error("starting a worker thread: {0}")]
+    Thread(std::io::Error),
+}
+
+fn start<M, H, F>(prepare: impl FnOnce(&Options, &mut ListenFds) -> Result<M, StartError>) -> ExitCode
+where
+    M: Fn(&Worker) -> H + Send + Sync + 'static,
+    H: Fn(Connection) -> F + 'static,
+    F: Future<Output = ()> + 'static,
+{
+    let options = Options::parse();
+    process::log();
+    match run(&options, prepare) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{}", chain(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run<M, H, F>(
+    options: &Options,
+    prepare: impl FnOnce(&Options, &mut ListenFds) -> Result<M, StartError>,
+) -> Result<(), StartError>
+where
+    M: Fn(&Worker) -> H + Send + Sync + 'static,
+    H: Fn(Connection) -> F + 'static,
+    F: Future<Output = ()> + 'static,
+{
+    let mut fds = ListenFds::take()?;
+    process::harden().map_err(StartError::Harden)?;
+    let connections = process::raise_descriptor_limit().map_err(StartError::Descriptors)?;
+    let pool = fds.remove("pool").ok_or(StartError::NoPool)?;
+    let listener = PoolListener::new(pool).map_err(StartError::Pool)?;
+    let make = std::sync::Arc::new(prepare(options, &mut fds)?);
+    drop(fds);
+
+    let workers = options.worker_threads();
+    let share = u32::try_from(connections / u64::from(workers)).unwrap_or(u32::MAX);
+    let mut assignees = Vec::new();
+    let mut threads = Vec::new();
+    for index in 0..workers {
+        let (assignee, pools) = Assignee::new();
+        let plan = Plan {
+            index,
+            workers,
+            connections_max: share.max(MAX_BATCH as u32),
+            stop_timeout: options.limits().stop_timeout,
+        };
+        let make = std::sync::Arc::clone(&make);
+        let thread = thread::Builder::new()
+            .name(format!("worker-{index}"))
+            .spawn(move || worker::run(&plan, pools, |worker| make(worker)))
+            .map_err(StartError::Thread)?;
+        assignees.push(assignee);
+        threads.push(thread);
+    }
+    tracing::info!(workers, "ready");
+    pool::accept_until_stopped(listener, &options.allowed_uids(), assignees).map_err(StartError::Main)?;
+    for thread in threads {
+        match thread.join() {
+            Ok(result) => result.map_err(StartError::Thread)?,
+            Err(_) => return Err(StartError::Thread(std::io::Error::other("it panicked"))),
+        }
+    }
+    Ok(())
+}
+
+/// What is served under TLS, if anything is.
+fn acceptor(options: &Options, fds: &mut ListenFds) -> Result<Option<Acceptor>, StartError> {
+    let passed = (fds.remove("certificate"), fds.remove("key"));
+    match (passed, &options.certificate, &options.key) {
+        ((Some(certificate), Some(key)), _, _) => {
+            Ok(Some(Acceptor::from_files(&File::from(certificate), &File::from(key))?))
+        }
+        ((None, None), Some(certificate), Some(key)) => Ok(Some(Acceptor::from_paths(certificate, key)?)),
+        ((None, None), None, None) => Ok(None),
+        _ => Err(StartError::HalfCertificate),
+    }
+}
+
+async fn serve_connection<S: Service>(
+    connection: Connection,
+    shared: Rc<Shared>,
+    acceptor: Option<Acceptor>,
+    service: S,
+) {
+    let Connection { id, protocol, purpose, socket, held } = connection;
+    if !is_for(&shared.identity.name, &purpose) {
+        // Serving it would answer one function's clients by another function.
+        return tracing::warn!(id, ?purpose, "the gateway sent a connection that isn't this function's");
+    }
+    let stream = match (protocol, acceptor) {
+        (Protocol::Http, _) => Stream::Plain(socket),
+        (Protocol::Https, Some(acceptor)) => {
+            match acceptor.accept(socket, shared.limits.head_timeout).await {
+                Ok(stream) => Stream::Tls(stream),
+                Err(failure) => {
+                    tracing::debug!(id, error = %failure.error, "no TLS session");
+                    return shared.linger.close(failure.socket).await;
+                }
+            }
+        }
+        (Protocol::Https, None) => {
+            static WARNED: AtomicBool = AtomicBool::new(false);
+            if !WARNED.swap(true, Ordering::Relaxed) {
+                tracing::warn!("HTTPS connections are closed, because this function has no certificate");
+            }
+            // A client that can't take seven bytes goes without them.
+            let _ = socket.send_now(&tls::plaintext_alert(AlertDescription::InternalError));
+            return shared.linger.close(socket).await;
+        }
+    };
+    http::Connection::new(stream, protocol, &shared).serve(service, held).await;
+}
+
+fn is_for(name: &FunctionName, purpose: &Purpose) -> bool {
+    matches!(purpose, Purpose::Serve(function) if function == name)
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        // Some errors say what their cause is, some leave it to their source.
+        if !text.ends_with(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,252 @@
+//! A worker thread: takes connections from its pool connections and gives each to a task.
+use std::{
+    cell::RefCell,
+    io,
+    rc::{Rc, Weak},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use common::Protocol;
+use handoff::{Hello, InstanceEnd, MAX_BATCH, Purpose, ReceiveBuffer, Received};
+use tokio::{
+    sync::{Notify, mpsc},
+    task::{LocalSet, spawn_local},
+    time::timeout,
+};
+
+use crate::{linger::Linger, pool::Pool, readable::Readable, socket::Socket, stop::Stop};
+
+/// A client's connection, which now belongs to this process alone.
+pub struct Connection {
+    /// The gateway's name for it, for logs.
+    pub id: u64,
+    pub protocol: Protocol,
+    pub purpose: Purpose,
+    pub socket: Socket,
+    /// Drop this last: until then the connection counts as open.
+    pub held: Held,
+}
+
+/// What the connections of one worker share.
+#[derive(Clone, Default)]
+pub struct Worker {
+    pub linger: Linger,
+    pub stop: Stop,
+    open: Arc<Open>,
+    /// Each pool connection's other end sees how busy this worker is.
+    ends: Rc<RefCell<Vec<Weak<Readable<InstanceEnd>>>>>,
+}
+
+/// How a worker is run.
+#[derive(Clone)]
+pub(crate) struct Plan {
+    pub index: u16,
+    pub workers: u16,
+    /// More open connections than this are not taken.
+    pub connections_max: u32,
+    pub stop_timeout: Duration,
+}
+
+#[derive(Default)]
+struct Open {
+    connections: AtomicU32,
+    changed: Notify,
+}
+
+/// Counts a connection as open until it is dropped.
+pub struct Held(Arc<Open>);
+
+impl Held {
+    fn new(open: &Arc<Open>) -> Self {
+        open.connections.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(open))
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+        self.0.changed.notify_waiters();
+    }
+}
+
+/// Serves until `pools` is closed and what was taken is done, or the time for that is over.
+pub(crate) fn run<H, F>(
+    plan: &Plan,
+    pools: mpsc::UnboundedReceiver<Pool>,
+    make: impl FnOnce(&Worker) -> H,
+) -> io::Result<()>
+where
+    H: Fn(Connection) -> F + 'static,
+    F: Future<Output = ()> + 'static,
+{
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let tasks = LocalSet::new();
+    runtime.block_on(tasks.run_until(work(plan, pools, make)));
+    drop(tasks);
+    // A handler's blocking call has had its time, like every other request in progress.
+    runtime.shutdown_background();
+    Ok(())
+}
+
+async fn work<H, F>(plan: &Plan, mut pools: mpsc::UnboundedReceiver<Pool>, make: impl FnOnce(&Worker) -> H)
+where
+    H: Fn(Connection) -> F + 'static,
+    F: Future<Output = ()> + 'static,
+{
+    let worker = Worker::default();
+    let handler = Rc::new(make(&worker));
+    let buffer = Rc::new(RefCell::new(ReceiveBuffer::new()));
+    while let Some(pool) = pools.recv().await {
+        let hello = Hello { worker: plan.index, workers: plan.workers, pid: std::process::id(), features: 0 };
+        let Pool { connection, counted } = pool;
+        let end = InstanceEnd::greet(connection, &hello)
+            .map_err(|error| error.to_string())
+            .and_then(|end| Readable::new(end).map_err(|error| error.to_string()));
+        let end = match end {
+            Ok(end) => Rc::new(end),
+            Err(error) => {
+                tracing::warn!(error, "a gateway's connection failed");
+                continue;
+            }
+        };
+        worker.ends.borrow_mut().push(Rc::downgrade(&end));
+        let receiver = Receiver {
+            end,
+            worker: worker.clone(),
+            handler: Rc::clone(&handler),
+            buffer: Rc::clone(&buffer),
+            connections_max: plan.connections_max,
+        };
+        spawn_local(async move {
+            if let Err(error) = receiver.receive().await {
+                tracing::warn!(%error, "a gateway's connection failed");
+            }
+            drop(counted);
+        });
+    }
+    worker.stop.request();
+    worker.stop_receiving();
+    if timeout(plan.stop_timeout, worker.drained()).await.is_err() {
+        let cut = worker.open.connections.load(Ordering::Relaxed);
+        tracing::warn!(connections = cut, "connections that took too long are cut");
+    }
+}
+
+impl Worker {
+    /// The gateways' sends fail from now on; what they have sent is still taken.
+    fn stop_receiving(&self) {
+        for end in self.ends.borrow().iter().filter_map(Weak::upgrade) {
+            if let Err(error) = end.get_ref().stop_receiving() {
+                tracing::warn!(%error, "a gateway can't be told to stop");
+            }
+        }
+    }
+
+    /// All pool connections are empty and all connections over.
+    async fn drained(&self) {
+        loop {
+            let changed = self.open.changed.notified();
+            let receiving = self.ends.borrow().iter().any(|end| end.strong_count() > 0);
+            if !receiving && self.open.connections.load(Ordering::Relaxed) == 0 {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    fn publish(&self) {
+        let open = self.open.connections.load(Ordering::Relaxed);
+        self.ends.borrow_mut().retain(|end| {
+            let Some(end) = end.upgrade() else { return false };
+            end.get_ref().status().set_open(open);
+            true
+        });
+    }
+}
+
+/// One pool connection's receiving side.
+struct Receiver<H> {
+    end: Rc<Readable<InstanceEnd>>,
+    worker: Worker,
+    handler: Rc<H>,
+    buffer: Rc<RefCell<ReceiveBuffer>>,
+    connections_max: u32,
+}
+
+impl<H, F> Receiver<H>
+where
+    H: Fn(Connection) -> F + 'static,
+    F: Future<Output = ()> + 'static,
+{
+    async fn receive(&self) -> Result<(), handoff::Error> {
+        loop {
+            self.room().await;
+            let mut ready = self.end.ready().await.map_err(handoff::Error::Receive)?;
+            loop {
+                match self.end.get_ref().receive(&mut self.buffer.borrow_mut()) {
+                    Ok(Received::Connections(arrivals)) => {
+                        arrivals.for_each(|(record, fd)| self.spawn(&record, fd));
+                        self.worker.publish();
+                    }
+                    Ok(Received::WouldBlock) => {
+                        ready.clear_ready();
+                        break;
+                    }
+                    Ok(Received::Closed) => return Ok(()),
+                    // The descriptors of one message are lost, and the next one may fit again.
+                    Err(error @ handoff::Error::OutOfDescriptors { .. }) => tracing::error!(%error),
+                    Err(error) => return Err(error),
+                }
+                if self.is_full() {
+                    break;
+                }
+            }
+        }
+    }
+
+    fn spawn(&self, record: &handoff::Connection, fd: std::os::fd::OwnedFd) {
+        let connection = Connection {
+            id: record.id,
+            protocol: record.protocol,
+            purpose: record.purpose,
+            socket: Socket::new(fd, record.peer),
+            held: Held::new(&self.worker.open),
+        };
+        let task = (self.handler)(connection);
+        let worker = self.worker.clone();
+        spawn_local(async move {
+            task.await;
+            worker.publish();
+        });
+    }
+
+    fn is_full(&self) -> bool {
+        let open = self.worker.open.connections.load(Ordering::Relaxed);
+        open.saturating_add(MAX_BATCH as u32) > self.connections_max
+    }
+
+    /// Waits until another message's descriptors fit: what isn't taken stays with the gateway, which notices.
+    async fn room(&self) {
+        loop {
+            let changed = self.worker.open.changed.notified();
+            if !self.is_full() {
+                return;
+            }
+            changed.await;
+        }
+    }
+}
+
+impl<H> Drop for Receiver<H> {
+    fn drop(&mut self) {
+        // Whoever waits for the last pool connection looks again, after this one is gone.
+        let worker = self.worker.clone();
+        worker.ends.borrow_mut().retain(|end| !std::ptr::eq(end.as_ptr(), Rc::as_ptr(&self.end)));
+        worker.open.changed.notify_waiters();
+    }
+}
