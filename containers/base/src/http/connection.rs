@@ -70,6 +70,10 @@ pub(super) enum End {
 }
 
 /// A head's consequence.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "it lives for one statement, and boxing would cost each request"
+)]
 enum Judged {
     Serve(Exchange, Request<Body>),
     /// Answered without a handler, and the connection goes on if it can.

@@ -1,0 +1,169 @@
+//! A function's program, started as its parent would and fed as the gateway would.
+#[path = "../../base/tests/support/mod.rs"]
+mod support;
+
+use std::{
+    io::{Read, Write},
+    net::TcpStream,
+    os::fd::AsFd,
+};
+
+use common::Protocol;
+use handoff::{FromInstance, Purpose, SendError};
+use nix::sys::signal::Signal;
+use support::{Function, Pool, connection, read_to_end, record, wait_readable};
+
+const GET: &[u8] = b"GET /function/echo/x HTTP/1.1\r\nHost: a\r\n\r\n";
+
+fn start(arguments: &[&str]) -> Function {
+    Function::start(env!("CARGO_BIN_EXE_echo"), arguments)
+}
+
+fn serve(pool: &Pool, protocol: Protocol, function: &str) -> TcpStream {
+    let (client, server) = connection();
+    let purpose = Purpose::Serve(function.parse().unwrap());
+    assert_eq!(pool.end.send(&[record(1, protocol, purpose)], &[server.as_fd()]).unwrap(), 1);
+    client
+}
+
+/// Reads one answer with a Content-Length.
+fn answer(client: &mut TcpStream) -> String {
+    let mut bytes = Vec::new();
+    let mut byte = [0; 1];
+    while !bytes.ends_with(b"\r\n\r\n") {
+        client.read_exact(&mut byte).unwrap();
+        bytes.push(byte[0]);
+    }
+    let head = String::from_utf8(bytes).unwrap();
+    let length = head.split("content-length: ").nth(1).unwrap().split('\r').next().unwrap();
+    let mut body = vec![0; length.parse().unwrap()];
+    client.read_exact(&mut body).unwrap();
+    head + &String::from_utf8(body).unwrap()
+}
+
+#[test]
+fn each_worker_says_hello_once_and_serves() {
+    let function = start(&["--workers", "3"]);
+    let pools: Vec<_> = (0..3).map(|_| function.connect()).collect();
+    let mut workers: Vec<_> = pools.iter().map(|pool| pool.hello.worker).collect();
+    workers.sort_unstable();
+    assert_eq!(workers, [0, 1, 2]);
+    for pool in &pools {
+        assert_eq!((pool.hello.workers, pool.hello.pid), (3, function.id()));
+        let mut client = serve(pool, Protocol::Http, "echo");
+        for path in ["/x", "/y?z"] {
+            let request = GET.escape_ascii().to_string().replace("\\r\\n", "\r\n").replace("/x", path);
+            client.write_all(request.as_bytes()).unwrap();
+            let answer = answer(&mut client);
+            assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+            assert!(
+                answer.contains(&format!("\"path\":\"{}\"", path.split('?').next().unwrap())),
+                "{answer}"
+            );
+        }
+        assert_eq!(pool.status.taken(), 1);
+        assert_eq!(pool.status.open_connections(), 1);
+    }
+    // A second gateway's connections are spread as evenly.
+    let second: Vec<_> = (0..3).map(|_| function.connect()).collect();
+    let mut again: Vec<_> = second.iter().map(|pool| pool.hello.worker).collect();
+    again.sort_unstable();
+    assert_eq!(again, [0, 1, 2]);
+}
+
+#[test]
+fn stopping_serves_what_was_taken_and_what_is_queued_and_nothing_more() {
+    let function = start(&["--workers", "1"]);
+    let pool = function.connect();
+    let mut idle = serve(&pool, Protocol::Http, "echo");
+    idle.write_all(GET).unwrap();
+    answer(&mut idle);
+    let mut busy = serve(&pool, Protocol::Http, "echo");
+    busy.write_all(b"POST /function/echo HTTP/1.1\r\nHost: a\r\nContent-Length: 6\r\n\r\none").unwrap();
+    let mut first = [0; 15];
+    busy.read_exact(&mut first).unwrap();
+    let mut queued = serve(&pool, Protocol::Http, "echo");
+    queued.write_all(GET).unwrap();
+    function.signal(Signal::SIGTERM);
+
+    // Idle connections end at once, which also says that the stop was heard.
+    assert_eq!(read_to_end(&mut idle).unwrap(), b"");
+    let (_client, server) = connection();
+    let refused = record(2, Protocol::Http, Purpose::Serve("echo".parse().unwrap()));
+    assert!(matches!(pool.end.send(&[refused], &[server.as_fd()]), Err(SendError::Closed)));
+    let answer = String::from_utf8(read_to_end(&mut queued).unwrap()).unwrap();
+    assert!(answer.contains("\"method\":\"GET\""), "{answer}");
+    busy.write_all(b"two").unwrap();
+    let answer = String::from_utf8(read_to_end(&mut busy).unwrap()).unwrap();
+    assert!(answer.ends_with("onetwo"), "{answer}");
+    assert_eq!(pool.status.taken(), 3);
+    assert!(function.wait().success());
+}
+
+#[test]
+fn a_request_that_never_ends_doesnt_hold_the_stop() {
+    let function = start(&["--workers", "1", "--stop-timeout-ms", "50"]);
+    let pool = function.connect();
+    let mut busy = serve(&pool, Protocol::Http, "echo");
+    busy.write_all(b"POST /function/echo HTTP/1.1\r\nHost: a\r\nContent-Length: 6\r\n\r\none").unwrap();
+    busy.read_exact(&mut [0; 15]).unwrap();
+    function.signal(Signal::SIGTERM);
+    assert!(function.wait().success());
+}
+
+#[test]
+fn connections_outlive_the_gateway_that_brought_them() {
+    let function = start(&["--workers", "1"]);
+    let pool = function.connect();
+    let mut client = serve(&pool, Protocol::Http, "echo");
+    client.write_all(GET).unwrap();
+    answer(&mut client);
+    drop(pool);
+    let pool = function.connect();
+    client.write_all(GET).unwrap();
+    assert!(answer(&mut client).starts_with("HTTP/1.1 200 OK\r\n"));
+    let mut other = serve(&pool, Protocol::Http, "echo");
+    other.write_all(GET).unwrap();
+    assert!(answer(&mut other).starts_with("HTTP/1.1 200 OK\r\n"));
+}
+
+#[test]
+fn without_a_certificate_an_https_client_is_told() {
+    let function = start(&["--workers", "1"]);
+    let pool = function.connect();
+    let mut client = serve(&pool, Protocol::Https, "echo");
+    client.write_all(&[b'x'; 1000]).unwrap();
+    client.shutdown(std::net::Shutdown::Write).unwrap();
+    assert_eq!(read_to_end(&mut client).unwrap(), [21, 3, 3, 0, 2, 2, 80]);
+}
+
+#[test]
+fn a_connection_of_another_function_is_closed() {
+    let function = start(&["--workers", "1"]);
+    let pool = function.connect();
+    let mut client = serve(&pool, Protocol::Http, "hello");
+    // Closing it with an unread request may well be a reset.
+    let _ = client.write_all(GET);
+    assert!(!matches!(client.read(&mut [0; 1]), Ok(1..)));
+    let mut client = serve(&pool, Protocol::Http, "echo");
+    client.write_all(GET).unwrap();
+    assert!(answer(&mut client).starts_with("HTTP/1.1 200 OK\r\n"));
+}
+
+#[test]
+fn nonsense_on_a_pool_connection_ends_only_that() {
+    let function = start(&["--workers", "1"]);
+    let broken = function.connect();
+    nix::sys::socket::send(
+        std::os::fd::AsRawFd::as_raw_fd(&broken.end.as_fd()),
+        b"nonsense",
+        nix::sys::socket::MsgFlags::empty(),
+    )
+    .unwrap();
+    wait_readable(broken.end.as_fd());
+    assert!(matches!(broken.end.receive(), Ok(FromInstance::Closed)));
+    let pool = function.connect();
+    let mut client = serve(&pool, Protocol::Http, "echo");
+    client.write_all(GET).unwrap();
+    assert!(answer(&mut client).starts_with("HTTP/1.1 200 OK\r\n"));
+}
