@@ -1,10 +1,21 @@
 //! The table of this repository's commands.
 
+use std::process::ExitCode;
+
 use clap::{Parser, Subcommand};
 
+mod authority;
+mod doctor;
+mod licences;
+mod packages;
+mod privilege;
 mod progress;
+mod run;
+mod runner;
 mod setup;
+mod test;
 mod toolchain;
+mod workspace;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", about = "The commands of this repository")]
@@ -15,19 +26,35 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Build everything, start the gateway and its functions, and print curl lines to paste
+    Run(run::Arguments),
+    /// Build everything and run all tests
+    Test(test::Arguments),
+    /// Say what this machine has and lacks, what each is for, and the remedy
+    Doctor,
     /// Find or make the eBPF compiler and linker (every command that builds does this by itself)
-    Setup(setup::Arguments),
+    Setup,
+    /// Check that every dependency's licence allows what ours promise
+    Licences,
+    /// The part of `run` that needs root
+    #[command(hide = true)]
+    Runner(runner::Arguments),
 }
 
-fn main() -> std::process::ExitCode {
+fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
-        Command::Setup(arguments) => setup::run(&arguments),
+        Command::Run(arguments) => run::run(&arguments),
+        Command::Test(arguments) => test::run(&arguments),
+        Command::Doctor => doctor::run(),
+        Command::Setup => setup::run(),
+        Command::Licences => licences::run(),
+        Command::Runner(arguments) => runner::run(&arguments),
     };
     match outcome {
         Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
-            std::process::ExitCode::FAILURE
+            ExitCode::FAILURE
         }
     }
 }

@@ -4,10 +4,7 @@ use std::process::ExitCode;
 
 use crate::toolchain;
 
-#[derive(clap::Args)]
-pub struct Arguments {}
-
-pub fn run(_: &Arguments) -> anyhow::Result<ExitCode> {
+pub fn run() -> anyhow::Result<ExitCode> {
     let installed = toolchain::ensure()?;
     println!("eBPF compiler: {}", installed.compiler);
     println!("eBPF linker:   {}", installed.linker);

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::progress::announce;
 
-mod compiler;
+pub mod compiler;
 mod debian;
 mod linker;
 
@@ -176,7 +176,7 @@ fn digest(text: &str) -> String {
 }
 
 /// A short command's stdout, or why it failed.
-fn output(command: &mut Command) -> Result<String> {
+pub fn output(command: &mut Command) -> Result<String> {
     let shown = format!("{command:?}");
     let output = command.output().with_context(|| format!("cannot run {shown}"))?;
     if !output.status.success() {

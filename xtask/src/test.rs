@@ -1,0 +1,62 @@
+//! `cargo xtask test`: everything the tests need, then all of them in one run.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+
+use crate::progress::announce;
+use crate::toolchain::{self, compiler};
+use crate::{packages, privilege, workspace};
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Run the long tests at their full length too (a million connections)
+    #[arg(long)]
+    long: bool,
+    /// Build with optimisation
+    #[arg(long)]
+    release: bool,
+    /// Run the tests whose name contains this
+    filter: Option<String>,
+}
+
+pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    // Said before a build of minutes, not after it.
+    let sudo = match privilege::is_root() {
+        true => None,
+        false => {
+            Some(privilege::sudo("loading BPF programs and making network namespaces, as the tests do,")?)
+        }
+    };
+    toolchain::ensure()?;
+    packages::ensure()?;
+    announce("building the programs and the tests");
+    let profile: &[&str] = if arguments.release { &["--release"] } else { &[] };
+    // With the tests, so that both are built with the same features and nothing is built twice.
+    let built =
+        workspace::cargo().args(["build", "--locked", "--bins", "--lib", "--tests"]).args(profile).status();
+    if !built.context("cannot start cargo")?.success() {
+        bail!("the build failed; what cargo says stands above");
+    }
+    let mut cargo = workspace::cargo();
+    cargo.args(["test", "--locked", "--no-fail-fast"]).args(profile);
+    cargo.env("POINTSMAN_TEST_LONG", if arguments.long { "1" } else { "0" });
+    if let Some(sudo) = sudo {
+        // What is built belongs to the calling user; only the test executables run as root.
+        let runner = format!("CARGO_TARGET_{}_RUNNER", host_triple()?.to_uppercase().replace('-', "_"));
+        cargo.env(runner, format!("{} --preserve-env --", sudo.display()));
+    }
+    if let Some(filter) = &arguments.filter {
+        cargo.arg("--").arg(filter);
+    }
+    announce("running the tests");
+    let status = cargo.status().context("cannot start cargo")?;
+    // Nothing is printed after cargo's own closing line.
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn host_triple() -> Result<String> {
+    let version = compiler::version("rustc".as_ref())?;
+    let host = version.lines().find_map(|line| line.strip_prefix("host: "));
+    host.map(str::to_owned).context("rustc -vV names no host")
+}
