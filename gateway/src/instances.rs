@@ -1,1 +1,487 @@
-//! instances
+//! The running function instances: which there are, and who of them gets which connection.
+use std::{
+    collections::HashMap,
+    hash::{BuildHasher, RandomState},
+    io, mem,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use arrayvec::ArrayVec;
+use common::FunctionName;
+use handoff::{Connection, MAX_BATCH, Purpose, SendError};
+use nix::sys::resource::{Resource, getrlimit};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    time::{Instant, sleep_until},
+};
+
+use self::{
+    choice::Draws,
+    discovery::{Change, Discovery},
+    instance::{Instance, Outcome},
+    poller::{Poller, Source},
+};
+
+mod choice;
+mod closing;
+mod discovery;
+mod instance;
+mod poller;
+mod worker;
+
+pub use discovery::Error as OpenError;
+pub use worker::WINDOW;
+
+/// The function that answers for connections that belong to nobody.
+pub const REFUSAL: &str = crate::config::REFUSAL;
+
+/// How soon it is looked again whether a full instance has room: its status page changes without an event.
+const ROOM_POLL: Duration = Duration::from_millis(1);
+
+/// How soon a functions' directory that vanished is looked for again.
+const REOPEN_PAUSE: Duration = Duration::from_millis(100);
+
+/// The share of RLIMIT_NOFILE that may be in flight: the kernel refuses at the limit, counting per user, and this
+/// gateway need not be the user's only process.
+const IN_FLIGHT_SHARE: u64 = 2;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Open(#[from] discovery::Error),
+    #[error("watching pool connections: {0}")]
+    Poll(#[source] io::Error),
+    #[error("reading RLIMIT_NOFILE: {0}")]
+    Limit(#[source] io::Error),
+}
+
+/// A connection with a verdict, on its way to an instance.
+pub struct Ready {
+    pub connection: Connection,
+    pub socket: OwnedFd,
+    /// Until when it may wait for an instance; for the caller's use.
+    pub wait_until: Option<Instant>,
+}
+
+pub struct Instances {
+    path: PathBuf,
+    /// `None` after the directory vanished, until it is back.
+    discovery: Option<Discovery>,
+    poller: AsyncFd<Poller>,
+    slots: Vec<Option<Instance>>,
+    /// The listed instances of each function, by slot.
+    functions: HashMap<FunctionName, Vec<usize>>,
+    refusal: FunctionName,
+    draws: Draws,
+    serial: u32,
+    /// Counts hand-overs: within one, status pages are read once.
+    round: u64,
+    /// When a connection or the directory is to be tried again.
+    retry_at: Option<Instant>,
+    /// Functions whose instances were all full; when one has room, `changed` says so.
+    starved: Vec<FunctionName>,
+    /// When it is to be looked again for room.
+    room_poll_at: Option<Instant>,
+    /// Slots where something was seen that wants care.
+    touched: Vec<usize>,
+    /// Never less than what is in flight; made exact when it meets the bound.
+    in_flight_estimate: u64,
+    in_flight_bound: u64,
+    over_bound: bool,
+    lost: u64,
+    assignments: Vec<Assignment>,
+    handed: Vec<bool>,
+    spent: Vec<OwnedFd>,
+}
+
+/// Ordered so that sorting groups what goes over one pool connection.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Assignment {
+    slot: usize,
+    worker: usize,
+    ready: usize,
+}
+
+impl Instances {
+    /// Begins to watch a directory and connects to what is there. Must be called within a runtime.
+    pub fn new(directory: &Path) -> Result<Self, Error> {
+        let limit = getrlimit(Resource::RLIMIT_NOFILE).map_err(|errno| Error::Limit(errno.into()))?.0;
+        let poller = Poller::new().and_then(Poller::into_async).map_err(Error::Poll)?;
+        let mut instances = Self {
+            path: directory.to_owned(),
+            discovery: None,
+            poller,
+            slots: Vec::new(),
+            functions: HashMap::new(),
+            refusal: REFUSAL.parse().expect("the refusal function has a valid name"),
+            draws: Draws::new(RandomState::new().hash_one(0)),
+            serial: 0,
+            round: 0,
+            retry_at: None,
+            starved: Vec::new(),
+            room_poll_at: None,
+            touched: Vec::new(),
+            in_flight_estimate: 0,
+            in_flight_bound: limit / IN_FLIGHT_SHARE,
+            over_bound: false,
+            lost: 0,
+            assignments: Vec::new(),
+            handed: Vec::new(),
+            spent: Vec::new(),
+        };
+        instances.open_directory()?;
+        Ok(instances)
+    }
+
+    /// Keeps the pool connections going, and completes when connections that found no instance might find one now.
+    /// Nothing is lost when the future is dropped early.
+    pub async fn changed(&mut self) {
+        loop {
+            let deadline = [self.retry_at, self.room_poll_at].into_iter().flatten().min();
+            tokio::select! {
+                _ = self.poller.readable() => {}
+                () = at(deadline) => {}
+            }
+            if self.advance(Instant::now()) {
+                return;
+            }
+        }
+    }
+
+    /// Hands over what it can of `ready` and leaves the rest there, in its order; `handed` is told of each connection
+    /// that has gone. One system call for all that goes to one worker, and the sockets are closed here.
+    pub fn hand_over(&mut self, ready: &mut Vec<Ready>, mut handed: impl FnMut(&Connection)) {
+        self.round += 1;
+        self.starved.clear();
+        self.over_bound = false;
+        self.handed.clear();
+        self.handed.resize(ready.len(), false);
+        // Whoever can't take what it was given looks full from then on, so each pass has fewer to choose from.
+        while self.assign(ready) {
+            if self.send(ready, &mut handed) {
+                break;
+            }
+        }
+        self.note_starved(ready);
+        let mut gone = self.handed.iter().copied();
+        self.spent.extend(ready.extract_if(.., |_| gone.next() == Some(true)).map(|ready| ready.socket));
+        closing::close_all(&mut self.spent);
+        self.tend_touched();
+    }
+
+    /// Workers of a function that take connections.
+    pub fn workers(&self, function: &FunctionName) -> usize {
+        let slots = self.functions.get(function).into_iter().flatten();
+        slots.filter_map(|&slot| self.slots[slot].as_ref()).map(Instance::taking).sum()
+    }
+
+    /// Connections that were handed over and lost with an instance that had not taken them.
+    pub fn lost(&self) -> u64 {
+        self.lost
+    }
+
+    /// Connections that were handed over and not taken yet.
+    pub fn in_flight(&self) -> u64 {
+        let workers = self.slots.iter().flatten().flat_map(|instance| &instance.workers);
+        workers.map(worker::Worker::in_flight).sum()
+    }
+
+    /// Chooses a worker for each connection that has not gone; false when there is none for any.
+    fn assign(&mut self, ready: &[Ready]) -> bool {
+        self.assignments.clear();
+        if self.over_bound {
+            return false;
+        }
+        if self.in_flight_estimate + ready.len() as u64 > self.in_flight_bound {
+            self.in_flight_estimate = self.in_flight();
+        }
+        for (index, ready) in ready.iter().enumerate() {
+            if self.handed[index] {
+                continue;
+            }
+            if self.in_flight_estimate + self.assignments.len() as u64 >= self.in_flight_bound {
+                self.over_bound = true;
+                break;
+            }
+            let function = self.function_for(&ready.connection);
+            if let Some((slot, worker)) = self.choose(&function) {
+                self.assignments.push(Assignment { slot, worker, ready: index });
+            }
+        }
+        !self.assignments.is_empty()
+    }
+
+    fn function_for(&self, connection: &Connection) -> FunctionName {
+        match connection.purpose {
+            Purpose::Serve(function) => function,
+            Purpose::Refuse(_) => self.refusal,
+        }
+    }
+
+    fn choose(&mut self, function: &FunctionName) -> Option<(usize, usize)> {
+        let Self { functions, slots, draws, touched, round, .. } = self;
+        let listed = functions.get(function)?;
+        let chosen = choice::of_two(listed.len(), draws.draw(), |index| {
+            let instance = slots[listed[index]].as_mut()?;
+            if instance.refresh(*round) {
+                touched.push(listed[index]);
+            }
+            instance.least_loaded().map(|(_, load)| load)
+        })?;
+        let slot = listed[chosen];
+        let instance = slots[slot].as_mut()?;
+        let (worker, _) = instance.least_loaded()?;
+        instance.workers[worker].assign();
+        Some((slot, worker))
+    }
+
+    /// Sends what was assigned; true when all of it has gone.
+    fn send(&mut self, ready: &[Ready], handed: &mut impl FnMut(&Connection)) -> bool {
+        self.assignments.sort_unstable();
+        let mut complete = true;
+        for group in self.assignments.chunk_by(|a, b| (a.slot, a.worker) == (b.slot, b.worker)) {
+            let Assignment { slot, worker, .. } = group[0];
+            let Some(instance) = &mut self.slots[slot] else { continue };
+            for batch in group.chunks(MAX_BATCH) {
+                let batch = batch.iter().map(|assignment| assignment.ready);
+                let connections: ArrayVec<Connection, MAX_BATCH> =
+                    batch.clone().map(|index| ready[index].connection).collect();
+                let sockets: ArrayVec<BorrowedFd, MAX_BATCH> =
+                    batch.clone().map(|index| ready[index].socket.as_fd()).collect();
+                match instance.workers[worker].send(&connections, &sockets) {
+                    Ok(()) => {
+                        self.in_flight_estimate += connections.len() as u64;
+                        batch.for_each(|index| self.handed[index] = true);
+                        connections.iter().for_each(&mut *handed);
+                        continue;
+                    }
+                    Err(SendError::WouldBlock) => {}
+                    Err(SendError::TooManyReferences) => self.over_bound = true,
+                    Err(SendError::Closed) => self.touched.push(slot),
+                    Err(SendError::Io(error)) => {
+                        tracing::warn!(function = %instance.function, socket = instance.socket, %error, "can't hand connections over");
+                    }
+                }
+                complete = false;
+                break;
+            }
+        }
+        complete
+    }
+
+    /// Remembers whose instances are up and full, because nothing but looking tells when they have room again.
+    fn note_starved(&mut self, ready: &[Ready]) {
+        for (index, ready) in ready.iter().enumerate() {
+            let function = self.function_for(&ready.connection);
+            if !self.handed[index] && !self.starved.contains(&function) && self.workers(&function) > 0 {
+                self.starved.push(function);
+            }
+        }
+        self.room_poll_at = (!self.starved.is_empty()).then(|| Instant::now() + ROOM_POLL);
+    }
+
+    fn advance(&mut self, now: Instant) -> bool {
+        let mut useful = false;
+        let mut sources = Vec::new();
+        let polled = self.poller.try_io(Interest::READABLE, |poller| {
+            if poller.readable(&mut sources)? { Ok(()) } else { Err(io::ErrorKind::WouldBlock.into()) }
+        });
+        if let Err(error) = polled
+            && error.kind() != io::ErrorKind::WouldBlock
+        {
+            tracing::error!(%error, "can't watch the pool connections");
+        }
+        for source in sources {
+            match source {
+                Source::Directory => self.read_directory(false),
+                Source::Pool { slot, serial } => useful |= self.look(slot as usize, serial, now),
+            }
+        }
+        if self.retry_at.is_some_and(|at| at <= now) {
+            self.retry(now);
+        }
+        if self.room_poll_at.is_some_and(|at| at <= now) {
+            useful |= self.has_room_again(now);
+        }
+        useful
+    }
+
+    fn has_room_again(&mut self, now: Instant) -> bool {
+        self.round += 1;
+        self.in_flight_estimate = self.in_flight();
+        let Self { functions, slots, round, .. } = self;
+        let has_room = |function: &FunctionName| {
+            functions.get(function).into_iter().flatten().any(|&slot| {
+                slots[slot].as_mut().is_some_and(|instance| {
+                    instance.refresh(*round);
+                    instance.least_loaded().is_some()
+                })
+            })
+        };
+        let room = self.in_flight_estimate < self.in_flight_bound && self.starved.iter().any(has_room);
+        self.room_poll_at = (!room && !self.starved.is_empty()).then(|| now + ROOM_POLL);
+        room
+    }
+
+    /// Looks at a readable pool connection; true when a worker came up.
+    fn look(&mut self, slot: usize, serial: u32, now: Instant) -> bool {
+        let Some(instance) = self.slots.get_mut(slot).and_then(Option::as_mut) else { return false };
+        let failed_before = instance.is_backing_off();
+        let outcome = instance.look(serial, now);
+        let Instance { function, socket, .. } = &*instance;
+        let mut up = false;
+        let lost = match outcome {
+            Outcome::Nothing | Outcome::NotGreeted => 0,
+            Outcome::Up { pid } => {
+                up = true;
+                if instance.taking() == 1 {
+                    tracing::info!(%function, socket, pid, "instance is up");
+                }
+                0
+            }
+            Outcome::Ended { lost } => {
+                if instance.taking() == 0 {
+                    tracing::info!(%function, socket, "instance is down");
+                }
+                lost
+            }
+            Outcome::Failed { lost, error } => {
+                // Once, and not at each further attempt.
+                if !failed_before {
+                    tracing::error!(%function, socket, %error, "a pool connection breaks the protocol and is dropped");
+                }
+                lost
+            }
+        };
+        if lost > 0 {
+            self.lost += lost;
+            tracing::warn!(%function, socket, lost, "an instance went away with connections that it had not taken");
+        }
+        self.tend(slot, now);
+        up
+    }
+
+    fn tend_touched(&mut self) {
+        if self.touched.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        let mut touched = mem::take(&mut self.touched);
+        for slot in touched.drain(..) {
+            self.tend(slot, now);
+        }
+        self.touched = touched;
+    }
+
+    /// Drops workers that can't be trusted, begins the next pool connection if one is wanted, frees the slot of an
+    /// instance that is gone.
+    fn tend(&mut self, slot: usize, now: Instant) {
+        let Some(instance) = &mut self.slots[slot] else { return };
+        while let Some(liar) = instance.take_liar() {
+            tracing::error!(function = %instance.function, socket = instance.socket, pid = liar.hello.pid,
+                "an instance says that it took more connections than it was given, and was dropped");
+            instance.back_off(now);
+        }
+        if instance.lacks_workers(now)
+            && let Some(discovery) = &self.discovery
+        {
+            self.serial = self.serial.wrapping_add(1);
+            let source = Source::Pool { slot: slot as u32, serial: self.serial };
+            let begun = discovery.connect(&instance.socket).map_err(anyhow::Error::from).and_then(|end| {
+                self.poller.get_ref().watch(&end, source)?;
+                Ok(end)
+            });
+            match begun {
+                Ok(end) => instance.greet(self.serial, end),
+                Err(error) => {
+                    if !instance.is_backing_off() {
+                        tracing::info!(function = %instance.function, socket = instance.socket, %error, "no instance is there yet");
+                    }
+                    instance.back_off(now);
+                }
+            }
+        }
+        self.retry_at = self.retry_at.into_iter().chain(instance.retry_at()).min();
+        if instance.is_gone() {
+            self.slots[slot] = None;
+        }
+    }
+
+    fn retry(&mut self, now: Instant) {
+        self.retry_at = None;
+        if self.discovery.is_none()
+            && let Err(error) = self.open_directory()
+        {
+            tracing::debug!(%error, "the functions' directory is not back yet");
+            self.retry_at = Some(now + REOPEN_PAUSE);
+        }
+        for slot in 0..self.slots.len() {
+            self.tend(slot, now);
+        }
+    }
+
+    fn open_directory(&mut self) -> Result<(), Error> {
+        let discovery = Discovery::open(&self.path)?;
+        self.poller.get_ref().watch(&discovery, Source::Directory).map_err(Error::Poll)?;
+        self.discovery = Some(discovery);
+        self.read_directory(true);
+        Ok(())
+    }
+
+    fn read_directory(&mut self, always: bool) {
+        let Some(discovery) = &mut self.discovery else { return };
+        let changes = match discovery.changes(always) {
+            Ok(changes) => changes,
+            Err(error) => {
+                tracing::error!(path = %self.path.display(), %error, "lost the functions' directory");
+                let gone = discovery.forget();
+                self.discovery = None;
+                self.retry_at = Some(Instant::now());
+                gone
+            }
+        };
+        for change in changes {
+            match change {
+                Change::Appeared { function, socket } => self.appear(function, socket),
+                Change::Disappeared { socket } => self.disappear(&socket),
+            }
+        }
+    }
+
+    fn appear(&mut self, function: FunctionName, socket: String) {
+        let slot = self.slots.iter().position(Option::is_none).unwrap_or_else(|| {
+            self.slots.push(None);
+            self.slots.len() - 1
+        });
+        self.slots[slot] = Some(Instance::new(function, socket));
+        self.functions.entry(function).or_default().push(slot);
+        self.tend(slot, Instant::now());
+    }
+
+    fn disappear(&mut self, socket: &str) {
+        let listed = self.functions.values().flatten().copied();
+        let found = listed
+            .into_iter()
+            .find(|&slot| self.slots[slot].as_ref().is_some_and(|instance| instance.socket == socket));
+        let Some(slot) = found else { return };
+        let Some(instance) = &mut self.slots[slot] else { return };
+        tracing::info!(function = %instance.function, socket, "instance was taken out of the functions' directory");
+        instance.unlist();
+        if let Some(slots) = self.functions.get_mut(&instance.function) {
+            slots.retain(|&listed| listed != slot);
+        }
+        self.tend(slot, Instant::now());
+    }
+}
+
+async fn at(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -3,7 +3,7 @@ use std::{
     io::{self, IoSlice, IoSliceMut},
     iter::Zip,
     mem::MaybeUninit,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
     path::Path,
     vec::Drain,
 };
@@ -127,6 +127,13 @@ impl AsFd for GatewayEnd {
     }
 }
 
+/// For `tokio::io::unix::AsyncFd`: the number stays the same for life.
+impl AsRawFd for GatewayEnd {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
 /// The instance's end of a pool connection, and its status page.
 pub struct InstanceEnd {
     socket: OwnedFd,
@@ -219,6 +226,13 @@ impl InstanceEnd {
 impl AsFd for InstanceEnd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+}
+
+/// For `tokio::io::unix::AsyncFd`: the number stays the same for life.
+impl AsRawFd for InstanceEnd {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
     }
 }
 

@@ -40,6 +40,11 @@ impl FunctionsDirectory {
         &self.path
     }
 
+    /// A path that leads to the directory that was checked, whatever is at `path` by now.
+    pub fn handle(&self) -> String {
+        format!("/proc/self/fd/{}", self.directory.as_raw_fd())
+    }
+
     /// Begins a pool connection to the instance that listens at `socket`, a name in this directory.
     ///
     /// It succeeds while the socket's backlog has room, whether or not an instance is there to accept; the instance's

@@ -17,9 +17,6 @@ pub enum Error {
     #[error("connecting to the instance at {path}: {source}")]
     Connect { path: PathBuf, source: io::Error },
 
-    #[error("the instance at the other end ended the pool connection")]
-    InstanceClosed,
-
     #[error("receiving on a pool connection: {0}")]
     Receive(io::Error),
 
@@ -37,6 +34,9 @@ pub enum Error {
 
     #[error("a message on a pool connection carries {got} descriptors where {expected} belong")]
     Descriptors { expected: usize, got: usize },
+
+    #[error("an instance says HELLO twice")]
+    RepeatedHello,
 
     #[error("the status page is not usable: {reason}")]
     StatusPage { reason: String },

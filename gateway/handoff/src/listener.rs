@@ -1,5 +1,5 @@
 //! An instance's listening socket, at which only the gateway is let in.
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use rustix::{
@@ -80,5 +80,12 @@ impl PoolListener {
 impl AsFd for PoolListener {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+}
+
+/// For `tokio::io::unix::AsyncFd`: the number stays the same for life.
+impl AsRawFd for PoolListener {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
     }
 }

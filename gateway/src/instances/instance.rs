@@ -1,0 +1,175 @@
+//! One instance of a function: its pool connections, of which there should be one for each of its workers.
+use std::time::Duration;
+
+use common::FunctionName;
+use handoff::{Error, FromInstance, GatewayEnd};
+use tokio::time::Instant;
+
+use super::{choice, worker::Worker};
+
+/// The first pause before a connection that failed is tried again; each further one is twice as long.
+const FIRST_PAUSE: Duration = Duration::from_millis(1);
+/// The longest pause, because a function that comes back should be served again within this.
+const LONGEST_PAUSE: Duration = Duration::from_millis(100);
+
+pub struct Instance {
+    pub function: FunctionName,
+    pub socket: String,
+    pub workers: Vec<Worker>,
+    /// A pool connection whose HELLO has not come. One at a time, because HELLO says how many more are wanted.
+    greeting: Option<Greeting>,
+    wanted: usize,
+    /// Its socket is still in the directory; one that isn't gets nothing new.
+    listed: bool,
+    pause: Duration,
+    retry_at: Option<Instant>,
+    refreshed_in: u64,
+}
+
+struct Greeting {
+    serial: u32,
+    end: GatewayEnd,
+}
+
+/// What an event on a pool connection meant.
+pub enum Outcome {
+    Nothing,
+    /// Another worker takes connections.
+    Up {
+        pid: u32,
+    },
+    /// It ended before HELLO.
+    NotGreeted,
+    /// A pool connection is over, with as many connections in its queue.
+    Ended {
+        lost: u64,
+    },
+    Failed {
+        lost: u64,
+        error: Error,
+    },
+}
+
+impl Instance {
+    pub fn new(function: FunctionName, socket: String) -> Self {
+        Self {
+            function,
+            socket,
+            workers: Vec::new(),
+            greeting: None,
+            wanted: 1,
+            listed: true,
+            pause: Duration::ZERO,
+            retry_at: None,
+            refreshed_in: 0,
+        }
+    }
+
+    /// Reads the status pages, once in a round; true when it did and some worker takes nothing more.
+    pub fn refresh(&mut self, round: u64) -> bool {
+        if self.refreshed_in == round {
+            return false;
+        }
+        self.refreshed_in = round;
+        self.workers.iter_mut().for_each(Worker::refresh);
+        self.workers.iter().any(|worker| !worker.is_taking())
+    }
+
+    /// The worker that has the least to do, and how much that is.
+    pub fn least_loaded(&self) -> Option<(usize, u64)> {
+        choice::of_all(self.workers.iter().map(Worker::load))
+    }
+
+    pub fn taking(&self) -> usize {
+        self.workers.iter().filter(|worker| worker.is_taking()).count()
+    }
+
+    /// Whether another pool connection should be begun now.
+    pub fn lacks_workers(&self, now: Instant) -> bool {
+        self.listed
+            && self.greeting.is_none()
+            && self.retry_at.is_none_or(|at| at <= now)
+            && self.taking() < self.wanted
+    }
+
+    pub fn retry_at(&self) -> Option<Instant> {
+        self.retry_at
+    }
+
+    /// Waits for HELLO on a new pool connection.
+    pub fn greet(&mut self, serial: u32, end: GatewayEnd) {
+        self.retry_at = None;
+        self.greeting = Some(Greeting { serial, end });
+    }
+
+    /// Waits before the next attempt, longer each time until one succeeds.
+    pub fn back_off(&mut self, now: Instant) {
+        self.pause = (2 * self.pause).clamp(FIRST_PAUSE, LONGEST_PAUSE);
+        self.retry_at = Some(now + self.pause);
+    }
+
+    /// Whether attempts have failed since the last HELLO.
+    pub fn is_backing_off(&self) -> bool {
+        !self.pause.is_zero()
+    }
+
+    /// Its socket is gone from the directory: it gets nothing new, and what it has in its queues it may still take.
+    pub fn unlist(&mut self) {
+        self.listed = false;
+        self.greeting = None;
+        self.retry_at = None;
+    }
+
+    pub fn is_gone(&self) -> bool {
+        !self.listed && self.workers.is_empty()
+    }
+
+    /// Takes out a worker whose counters can't be true.
+    pub fn take_liar(&mut self) -> Option<Worker> {
+        let index = self.workers.iter().position(Worker::is_lying)?;
+        Some(self.workers.swap_remove(index))
+    }
+
+    /// Looks at the pool connection of this number, which epoll says is readable.
+    pub fn look(&mut self, serial: u32, now: Instant) -> Outcome {
+        if let Some(greeting) = self.greeting.take_if(|greeting| greeting.serial == serial) {
+            return self.look_for_hello(greeting, now);
+        }
+        let Some(index) = self.workers.iter().position(|worker| worker.serial == serial) else {
+            return Outcome::Nothing;
+        };
+        match self.workers[index].has_ended() {
+            Ok(false) => Outcome::Nothing,
+            Ok(true) => Outcome::Ended { lost: self.workers.swap_remove(index).in_flight() },
+            Err(error) => {
+                self.back_off(now);
+                Outcome::Failed { lost: self.workers.swap_remove(index).in_flight(), error }
+            }
+        }
+    }
+
+    fn look_for_hello(&mut self, greeting: Greeting, now: Instant) -> Outcome {
+        match greeting.end.receive() {
+            Ok(FromInstance::Hello(hello, status)) => {
+                self.pause = Duration::ZERO;
+                self.wanted = hello.workers.into();
+                self.workers.push(Worker::new(greeting.serial, greeting.end, hello, status));
+                // So that this round's choices see it.
+                self.refreshed_in = 0;
+                Outcome::Up { pid: hello.pid }
+            }
+            Ok(FromInstance::WouldBlock) => {
+                self.greeting = Some(greeting);
+                Outcome::Nothing
+            }
+            Ok(FromInstance::Closed) => {
+                self.back_off(now);
+                Outcome::NotGreeted
+            }
+            Err(error) => {
+                self.back_off(now);
+                Outcome::Failed { lost: 0, error }
+            }
+        }
+    }
+}

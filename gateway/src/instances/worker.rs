@@ -1,0 +1,101 @@
+//! One pool connection: what was sent on it, and how much of that is still in its queue.
+use std::os::fd::{AsFd, BorrowedFd};
+
+use handoff::{Connection, Error, FromInstance, GatewayEnd, Hello, SendError, StatusReader};
+
+/// Connections in flight on one pool connection: below the 278 one-connection messages that a send buffer of the
+/// default size holds, so that it is this bound that is met and not the kernel's.
+pub const WINDOW: u64 = 256;
+
+pub struct Worker {
+    /// Tells this pool connection's events from others'.
+    pub serial: u32,
+    pub hello: Hello,
+    end: GatewayEnd,
+    status: StatusReader,
+    sent: u64,
+    state: State,
+    /// As of the last `refresh`, with what was assigned since.
+    queued: u64,
+    open: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    Taking,
+    /// Takes nothing more; what is in its queue it may still take.
+    Draining,
+    /// Says that it took more than it was sent.
+    Lying,
+}
+
+impl Worker {
+    pub fn new(serial: u32, end: GatewayEnd, hello: Hello, status: StatusReader) -> Self {
+        Self { serial, hello, end, status, sent: 0, state: State::Taking, queued: 0, open: 0 }
+    }
+
+    /// Reads the status page.
+    pub fn refresh(&mut self) {
+        match self.sent.checked_sub(self.status.taken()) {
+            Some(queued) => self.queued = queued,
+            None => self.state = State::Lying,
+        }
+        if self.state == State::Taking && self.status.draining() {
+            self.state = State::Draining;
+        }
+        self.open = self.status.open_connections().into();
+    }
+
+    /// How much it has to do, of which what is queued will come; `None` when it can't take another connection.
+    pub fn load(&self) -> Option<u64> {
+        (self.is_taking() && self.queued < WINDOW).then_some(self.queued + self.open)
+    }
+
+    pub fn is_taking(&self) -> bool {
+        self.state == State::Taking
+    }
+
+    pub fn is_lying(&self) -> bool {
+        self.state == State::Lying
+    }
+
+    /// Counts a connection that will be sent.
+    pub fn assign(&mut self) {
+        self.queued += 1;
+    }
+
+    /// Takes back what was assigned and not sent, and looks full until the next `refresh`.
+    pub fn fill(&mut self) {
+        self.queued = WINDOW;
+    }
+
+    /// Connections that were sent and not taken: what its death would lose.
+    pub fn in_flight(&self) -> u64 {
+        self.sent.saturating_sub(self.status.taken())
+    }
+
+    pub fn send(&mut self, connections: &[Connection], sockets: &[BorrowedFd]) -> Result<(), SendError> {
+        let result = self.end.send(connections, sockets);
+        match &result {
+            Ok(sent) => self.sent += *sent as u64,
+            Err(SendError::Closed) => self.state = State::Draining,
+            Err(_) => self.fill(),
+        }
+        result.map(|_| ())
+    }
+
+    /// Whether the instance has ended the pool connection; any message is an error, because none is due.
+    pub fn has_ended(&self) -> Result<bool, Error> {
+        match self.end.receive()? {
+            FromInstance::WouldBlock => Ok(false),
+            FromInstance::Closed => Ok(true),
+            FromInstance::Hello(..) => Err(Error::RepeatedHello),
+        }
+    }
+}
+
+impl AsFd for Worker {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.end.as_fd()
+    }
+}
