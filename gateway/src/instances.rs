@@ -20,7 +20,7 @@ use tokio::{
 use self::{
     choice::Draws,
     discovery::{Change, Discovery},
-    instance::{Instance, Outcome},
+    instance::{Instance, Outcome, Round},
     poller::{Poller, Source},
 };
 
@@ -76,8 +76,8 @@ pub struct Instances {
     refusal: FunctionName,
     draws: Draws,
     serial: u32,
-    /// Counts hand-overs: within one, status pages are read once.
-    round: u64,
+    /// Within a round, status pages are read once.
+    round: Round,
     /// When a connection or the directory is to be tried again.
     retry_at: Option<Instant>,
     /// Functions whose instances were all full; when one has room, `changed` says so.
@@ -118,7 +118,7 @@ impl Instances {
             refusal: REFUSAL.parse().expect("the refusal function has a valid name"),
             draws: Draws::new(RandomState::new().hash_one(0)),
             serial: 0,
-            round: 0,
+            round: Round { number: 0, at: Instant::now() },
             retry_at: None,
             starved: Vec::new(),
             room_poll_at: None,
@@ -153,8 +153,7 @@ impl Instances {
     /// Hands over what it can of `ready` and leaves the rest there, in its order; `handed` is told of each connection
     /// that has gone. One system call for all that goes to one worker, and the sockets are closed here.
     pub fn hand_over(&mut self, ready: &mut Vec<Ready>, mut handed: impl FnMut(&Connection)) {
-        self.round += 1;
-        self.starved.clear();
+        self.begin_round();
         self.over_bound = false;
         self.handed.clear();
         self.handed.resize(ready.len(), false);
@@ -186,6 +185,10 @@ impl Instances {
     pub fn in_flight(&self) -> u64 {
         let workers = self.slots.iter().flatten().flat_map(|instance| &instance.workers);
         workers.map(worker::Worker::in_flight).sum()
+    }
+
+    fn begin_round(&mut self) {
+        self.round = Round { number: self.round.number + 1, at: Instant::now() };
     }
 
     /// Chooses a worker for each connection that has not gone; false when there is none for any.
@@ -223,13 +226,17 @@ impl Instances {
     fn choose(&mut self, function: &FunctionName) -> Option<(usize, usize)> {
         let Self { functions, slots, draws, touched, round, .. } = self;
         let listed = functions.get(function)?;
-        let chosen = choice::of_two(listed.len(), draws.draw(), |index| {
+        let draw = draws.draw();
+        let mut load = |index: usize| {
             let instance = slots[listed[index]].as_mut()?;
             if instance.refresh(*round) {
                 touched.push(listed[index]);
             }
             instance.least_loaded().map(|(_, load)| load)
-        })?;
+        };
+        // A stalled worker is better than none, and anything else is better than it.
+        let chosen = choice::of_two(listed.len(), draw, |index| load(index).filter(|load| !load.stalled))
+            .or_else(|| choice::of_two(listed.len(), draw, load))?;
         let slot = listed[chosen];
         let instance = slots[slot].as_mut()?;
         let (worker, _) = instance.least_loaded()?;
@@ -277,9 +284,9 @@ impl Instances {
             let function = self.function_for(&ready.connection);
             if !self.handed[index] && !self.starved.contains(&function) && self.workers(&function) > 0 {
                 self.starved.push(function);
+                self.room_poll_at.get_or_insert(self.round.at + ROOM_POLL);
             }
         }
-        self.room_poll_at = (!self.starved.is_empty()).then(|| Instant::now() + ROOM_POLL);
     }
 
     fn advance(&mut self, now: Instant) -> bool {
@@ -309,7 +316,7 @@ impl Instances {
     }
 
     fn has_room_again(&mut self, now: Instant) -> bool {
-        self.round += 1;
+        self.begin_round();
         self.in_flight_estimate = self.in_flight();
         let Self { functions, slots, round, .. } = self;
         let has_room = |function: &FunctionName| {
@@ -321,7 +328,11 @@ impl Instances {
             })
         };
         let room = self.in_flight_estimate < self.in_flight_bound && self.starved.iter().any(has_room);
-        self.room_poll_at = (!room && !self.starved.is_empty()).then(|| now + ROOM_POLL);
+        if room {
+            // Whoever finds none when it is tried again comes back.
+            self.starved.clear();
+        }
+        self.room_poll_at = (!self.starved.is_empty()).then(|| now + ROOM_POLL);
         room
     }
 

@@ -5,7 +5,10 @@ use common::FunctionName;
 use handoff::{Error, FromInstance, GatewayEnd};
 use tokio::time::Instant;
 
-use super::{choice, worker::Worker};
+use super::{
+    choice,
+    worker::{Load, Worker},
+};
 
 /// The first pause before a connection that failed is tried again; each further one is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
@@ -24,6 +27,13 @@ pub struct Instance {
     pause: Duration,
     retry_at: Option<Instant>,
     refreshed_in: u64,
+}
+
+/// One look at the loads.
+#[derive(Clone, Copy)]
+pub struct Round {
+    pub number: u64,
+    pub at: Instant,
 }
 
 struct Greeting {
@@ -66,17 +76,17 @@ impl Instance {
     }
 
     /// Reads the status pages, once in a round; true when it did and some worker takes nothing more.
-    pub fn refresh(&mut self, round: u64) -> bool {
-        if self.refreshed_in == round {
+    pub fn refresh(&mut self, round: Round) -> bool {
+        if self.refreshed_in == round.number {
             return false;
         }
-        self.refreshed_in = round;
-        self.workers.iter_mut().for_each(Worker::refresh);
+        self.refreshed_in = round.number;
+        self.workers.iter_mut().for_each(|worker| worker.refresh(round.at));
         self.workers.iter().any(|worker| !worker.is_taking())
     }
 
     /// The worker that has the least to do, and how much that is.
-    pub fn least_loaded(&self) -> Option<(usize, u64)> {
+    pub fn least_loaded(&self) -> Option<(usize, Load)> {
         choice::of_all(self.workers.iter().map(Worker::load))
     }
 
@@ -92,8 +102,9 @@ impl Instance {
             && self.taking() < self.wanted
     }
 
+    /// When another pool connection should be tried; nothing else may be waited for.
     pub fn retry_at(&self) -> Option<Instant> {
-        self.retry_at
+        self.retry_at.filter(|_| self.taking() < self.wanted)
     }
 
     /// Waits for HELLO on a new pool connection.

@@ -182,6 +182,14 @@ impl Gateway {
         timeout(PATIENCE, self.instances.changed()).await.unwrap();
     }
 
+    fn load_of_first(&mut self) -> worker::Load {
+        self.instances.begin_round();
+        let round = self.instances.round;
+        let first = self.instances.slots[0].as_mut().unwrap();
+        first.refresh(round);
+        first.least_loaded().unwrap().1
+    }
+
     fn hand_over(&mut self, ready: &mut Vec<Ready>) -> usize {
         let mut count = 0;
         self.instances.hand_over(ready, |_| count += 1);
@@ -296,6 +304,44 @@ async fn a_full_instance_does_not_hold_up_another() {
     let in_flight = gateway.instances.in_flight();
     assert!(in_flight <= 2 * WINDOW, "{in_flight}");
     well.arrivals(20 * 64 - WINDOW as usize).await;
+    drop(stalled);
+}
+
+#[tokio::test]
+async fn what_waits_for_room_is_not_forgotten_when_others_are_served() {
+    let mut gateway = Gateway::new();
+    let mut echo = gateway.socket("echo.sock").start(1, 0);
+    let _hello = gateway.socket("hello.sock").start(1, 1000);
+    gateway.until_workers("echo", 1).await;
+    gateway.until_workers("hello", 1).await;
+    let (_clients, mut waiting) = for_echo(0..WINDOW + 1);
+    gateway.hand_over(&mut waiting);
+    let (_client, mut other) = ready(Purpose::Serve("hello".parse().unwrap()), 0..1);
+    assert_eq!((waiting.len(), gateway.hand_over(&mut other)), (1, 1));
+    echo.shared.messages.add_permits(1);
+    echo.batch().await;
+    gateway.changed().await;
+    assert_eq!(gateway.hand_over(&mut waiting), 1);
+}
+
+#[tokio::test]
+async fn a_worker_that_does_not_run_gets_only_what_nobody_else_can_take() {
+    let mut gateway = Gateway::new();
+    let stalled = gateway.socket("echo@stalled.sock").start(1, 0);
+    gateway.until_workers("echo", 1).await;
+    let (_clients, mut batch) = for_echo(0..1);
+    assert_eq!(gateway.hand_over(&mut batch), 1);
+    while !gateway.load_of_first().stalled {
+        let _ = timeout(Duration::from_millis(5), gateway.instances.changed()).await;
+    }
+    let mut well = gateway.socket("echo@well.sock").start(1, 0);
+    gateway.until_workers("echo", 2).await;
+    // More than the stalled one has, so that load alone would choose that.
+    let (_more, mut batch) = for_echo(1..WINDOW + 1);
+    assert_eq!(gateway.hand_over(&mut batch), WINDOW as usize);
+    well.shared.messages.add_permits(1000);
+    well.arrivals(WINDOW as usize).await;
+    assert_eq!(gateway.instances.in_flight(), 1);
     drop(stalled);
 }
 

@@ -1,11 +1,19 @@
 //! One pool connection: what was sent on it, and how much of that is still in its queue.
-use std::os::fd::{AsFd, BorrowedFd};
+use std::{
+    os::fd::{AsFd, BorrowedFd},
+    time::Duration,
+};
 
 use handoff::{Connection, Error, FromInstance, GatewayEnd, Hello, SendError, StatusReader};
+use tokio::time::Instant;
 
 /// Connections in flight on one pool connection: below the 278 one-connection messages that a send buffer of the
 /// default size holds, so that it is this bound that is met and not the kernel's.
 pub const WINDOW: u64 = 256;
+
+/// A worker that has something in its queue and took nothing for so long doesn't run: one that does needs no
+/// millisecond, and a busy host not much more.
+const STALLED_AFTER: Duration = Duration::from_millis(50);
 
 pub struct Worker {
     /// Tells this pool connection's events from others'.
@@ -18,6 +26,17 @@ pub struct Worker {
     /// As of the last `refresh`, with what was assigned since.
     queued: u64,
     open: u64,
+    stalled: bool,
+    /// What it had taken when it was last seen to take something or to have nothing to take, and when that was.
+    taken: u64,
+    moved_at: Instant,
+}
+
+/// What a worker has to do; the lesser is the better one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Load {
+    pub stalled: bool,
+    pub connections: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -31,24 +50,42 @@ enum State {
 
 impl Worker {
     pub fn new(serial: u32, end: GatewayEnd, hello: Hello, status: StatusReader) -> Self {
-        Self { serial, hello, end, status, sent: 0, state: State::Taking, queued: 0, open: 0 }
+        Self {
+            serial,
+            hello,
+            end,
+            status,
+            sent: 0,
+            state: State::Taking,
+            queued: 0,
+            open: 0,
+            stalled: false,
+            taken: 0,
+            moved_at: Instant::now(),
+        }
     }
 
     /// Reads the status page.
-    pub fn refresh(&mut self) {
-        match self.sent.checked_sub(self.status.taken()) {
+    pub fn refresh(&mut self, now: Instant) {
+        let taken = self.status.taken();
+        match self.sent.checked_sub(taken) {
             Some(queued) => self.queued = queued,
             None => self.state = State::Lying,
         }
+        if taken != self.taken || self.queued == 0 {
+            (self.taken, self.moved_at) = (taken, now);
+        }
+        self.stalled = now.duration_since(self.moved_at) >= STALLED_AFTER;
         if self.state == State::Taking && self.status.draining() {
             self.state = State::Draining;
         }
         self.open = self.status.open_connections().into();
     }
 
-    /// How much it has to do, of which what is queued will come; `None` when it can't take another connection.
-    pub fn load(&self) -> Option<u64> {
-        (self.is_taking() && self.queued < WINDOW).then_some(self.queued + self.open)
+    /// How much it has to do; `None` when it can't take another connection.
+    pub fn load(&self) -> Option<Load> {
+        let load = Load { stalled: self.stalled, connections: self.queued + self.open };
+        (self.is_taking() && self.queued < WINDOW).then_some(load)
     }
 
     pub fn is_taking(&self) -> bool {
