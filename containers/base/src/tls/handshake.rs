@@ -52,9 +52,15 @@ pub enum HandshakeError {
     #[error("the client doesn't speak TLS")]
     NotTls,
     #[error("the handshake failed: {0}")]
-    Tls(#[from] rustls::Error),
+    Tls(Box<rustls::Error>),
     #[error("the handshake ended in a state that can't be taken over: {0}")]
     Unsupported(&'static str),
+}
+
+impl From<rustls::Error> for HandshakeError {
+    fn from(error: rustls::Error) -> Self {
+        Self::Tls(Box::new(error))
+    }
 }
 
 impl HandshakeError {

@@ -216,7 +216,13 @@ mod tests {
         let suites = [
             (Aead::Aes128Gcm, cipher_suite::TLS13_AES_128_GCM_SHA256, b"\0\x10\x09tls13 key\0", 16, 32),
             (Aead::Aes256Gcm, cipher_suite::TLS13_AES_256_GCM_SHA384, b"\0\x20\x09tls13 key\0", 32, 48),
-            (Aead::Chacha20Poly1305, cipher_suite::TLS13_CHACHA20_POLY1305_SHA256, b"\0\x20\x09tls13 key\0", 32, 32),
+            (
+                Aead::Chacha20Poly1305,
+                cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
+                b"\0\x20\x09tls13 key\0",
+                32,
+                32,
+            ),
         ];
         for (aead, suite, key_info, key_bytes, secret_bytes) in suites {
             let SupportedCipherSuite::Tls13(suite) = suite else { unreachable!() };

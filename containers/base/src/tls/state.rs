@@ -361,7 +361,8 @@ mod tests {
             partial.next(&mut &begun[..bytes], version).unwrap();
             partial
         });
-        let skipping = (1..=message::SKIPPED_BYTES_MAX).prop_map(|rest_bytes| Partial::Skipping { rest_bytes });
+        let skipping =
+            (1..=message::SKIPPED_BYTES_MAX).prop_map(|rest_bytes| Partial::Skipping { rest_bytes });
         match version {
             Version::Tls12 => prop_oneof![begun, skipping].boxed(),
             Version::Tls13 => begun.boxed(),
@@ -379,19 +380,21 @@ mod tests {
                 residue(),
                 residue(),
             )
-                .prop_map(move |(message, words, counters, peer_closed, plaintext, ciphertext)| {
-                    let mut session = session(version, aead, words[0], words[1]);
-                    session.message = message;
-                    session.transmit.sequence = words[2] % aead.records_max();
-                    session.receive.sequence = words[2];
-                    session.peer_closed = peer_closed;
-                    session.counters = Counters {
-                        empty_records: counters.0,
-                        warnings: counters.1,
-                        key_updates: counters.2,
-                    };
-                    SessionState { session, plaintext, ciphertext }
-                })
+                .prop_map(
+                    move |(message, words, counters, peer_closed, plaintext, ciphertext)| {
+                        let mut session = session(version, aead, words[0], words[1]);
+                        session.message = message;
+                        session.transmit.sequence = words[2] % aead.records_max();
+                        session.receive.sequence = words[2];
+                        session.peer_closed = peer_closed;
+                        session.counters = Counters {
+                            empty_records: counters.0,
+                            warnings: counters.1,
+                            key_updates: counters.2,
+                        };
+                        SessionState { session, plaintext, ciphertext }
+                    },
+                )
         })
     }
 

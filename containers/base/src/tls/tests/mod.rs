@@ -1,6 +1,7 @@
 //! TLS against real clients: the certificates, servers and clients that the tests share.
 
 mod clients;
+mod forger;
 mod handshake;
 mod moves;
 mod record;
@@ -15,7 +16,7 @@ use std::sync::{Arc, OnceLock, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use rustls::crypto::ring;
 use rustls::{
     ClientConfig, ClientConnection, RootCertStore, StreamOwned, SupportedCipherSuite,
@@ -63,6 +64,8 @@ impl Site {
     fn new(key: &KeyPair) -> Self {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        // OpenSSL takes a certificate whose issuer has its own name for a self-signed one.
+        params.distinguished_name.push(DnType::CommonName, "Authority of the tests");
         let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
         let params = CertificateParams::new(["echo.faas.local".to_owned()]).unwrap();
         let certificate = params.signed_by(key, &authority).unwrap();
