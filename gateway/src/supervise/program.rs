@@ -1,0 +1,206 @@
+//! What is run for a function, checked before anything is started.
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io,
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use common::FunctionName;
+use nix::libc::{O_NOCTTY, O_NONBLOCK};
+use rustix::process::geteuid;
+
+use super::user::User;
+use crate::config::{Function, REFUSAL};
+
+/// All that a function gets of the supervisor's environment: what finds programs, words messages, chooses log levels.
+const INHERITED: [&str; 3] = ["PATH", "LANG", "POINTSMAN_LOG"];
+
+const ANY_EXECUTE: u32 = 0o111;
+
+pub struct Program {
+    pub name: FunctionName,
+    pub executable: PathBuf,
+    pub arguments: Vec<String>,
+    pub environment: Vec<(String, String)>,
+    pub user: Option<User>,
+    /// What is passed beside the socket, by name; opened anew for each start, so that a renewed certificate counts.
+    pub files: Vec<(&'static str, PathBuf)>,
+}
+
+impl Program {
+    /// `None` for a function that somebody else starts.
+    pub fn of_function(name: FunctionName, function: &Function, domains: &[String]) -> Result<Option<Self>> {
+        let Some((executable, arguments)) = function.command.as_deref().and_then(<[String]>::split_first)
+        else {
+            return Ok(None);
+        };
+        let program = Self {
+            name,
+            executable: PathBuf::from(executable),
+            arguments: arguments.to_vec(),
+            environment: environment(name, &function.env, domains),
+            user: None,
+            files: files(function),
+        };
+        program.checked(function.user.as_deref()).map(Some)
+    }
+
+    /// The built-in function, whose certificate nobody needs: it sends alerts in place of a handshake.
+    pub fn of_refusal(executable: PathBuf, domains: &[String]) -> Result<Self> {
+        let name = REFUSAL.parse().context("the built-in function's name")?;
+        let environment = environment(name, &BTreeMap::new(), domains);
+        Self { name, executable, arguments: Vec::new(), environment, user: None, files: Vec::new() }
+            .checked(None)
+    }
+
+    fn checked(mut self, user: Option<&str>) -> Result<Self> {
+        let failed = format!("function {} can't be started", self.name);
+        let check = || -> Result<Option<User>> {
+            check_executable(&self.executable)?;
+            self.open_files()?;
+            User::of_function(user, geteuid())
+        };
+        self.user = check().context(failed)?;
+        Ok(self)
+    }
+
+    /// Opened with the supervisor's rights, so that the function's user needs none on the paths.
+    pub fn open_files(&self) -> io::Result<Vec<File>> {
+        let open = |(role, path): &(&str, PathBuf)| {
+            let unreadable = |error| format!("its {role} {} can't be read: {error}", path.display());
+            open_regular(path).map_err(|error| io::Error::new(error.kind(), unreadable(error)))
+        };
+        self.files.iter().map(open).collect()
+    }
+}
+
+fn files(function: &Function) -> Vec<(&'static str, PathBuf)> {
+    let certificate = function.certificate.iter().map(|path| ("certificate", path.clone()));
+    certificate.chain(function.key.iter().map(|path| ("key", path.clone()))).collect()
+}
+
+/// Later entries win: what the function and the supervisor agree on can't be configured away.
+fn environment(
+    name: FunctionName,
+    configured: &BTreeMap<String, String>,
+    domains: &[String],
+) -> Vec<(String, String)> {
+    let inherited = INHERITED.iter().filter_map(|key| Some((key.to_string(), std::env::var(key).ok()?)));
+    let configured = configured.iter().map(|(key, value)| (key.clone(), value.clone()));
+    let agreed = [("POINTSMAN_NAME", name.to_string()), ("POINTSMAN_DOMAINS", domains.join(","))];
+    inherited.chain(configured).chain(agreed.map(|(key, value)| (key.to_owned(), value))).collect()
+}
+
+fn check_executable(path: &Path) -> Result<()> {
+    let shown = path.display();
+    let metadata = fs::metadata(path).with_context(|| format!("its program {shown}"))?;
+    ensure!(metadata.is_file(), "its program {shown} is not a file");
+    ensure!(metadata.permissions().mode() & ANY_EXECUTE != 0, "its program {shown} is not executable");
+    Ok(())
+}
+
+fn open_regular(path: &Path) -> io::Result<File> {
+    // A FIFO or a terminal in the file's place must not hold the supervisor up.
+    let file = File::options().read(true).custom_flags(O_NONBLOCK | O_NOCTTY).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a file"));
+    }
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn function(command: &[&str]) -> Function {
+        Function {
+            hosts: Vec::new(),
+            command: Some(command.iter().map(|word| word.to_string()).collect()),
+            certificate: None,
+            key: None,
+            user: None,
+            env: BTreeMap::new(),
+        }
+    }
+
+    fn prepare(function: &Function) -> Result<Program, String> {
+        let domains = ["faas.local".to_owned(), "localhost".to_owned()];
+        let program = Program::of_function("echo".parse().unwrap(), function, &domains);
+        program.map(Option::unwrap).map_err(|error| format!("{error:#}"))
+    }
+
+    fn variable<'a>(program: &'a Program, name: &str) -> Option<&'a str> {
+        // As `Command::envs` does.
+        program.environment.iter().rev().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+
+    #[test]
+    fn who_has_no_command_is_not_started() {
+        let function = Function { command: None, ..function(&[]) };
+        assert!(Program::of_function("echo".parse().unwrap(), &function, &[]).unwrap().is_none());
+    }
+
+    #[test]
+    fn the_environment_is_what_is_configured_beside_little_else() {
+        let mut function = function(&["/bin/sh", "-c", "exit"]);
+        function.env = [("LEVEL", "high"), ("POINTSMAN_NAME", "other")]
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .into();
+        let program = prepare(&function).unwrap();
+        assert_eq!((program.executable.as_path(), program.arguments.len()), (Path::new("/bin/sh"), 2));
+        assert_eq!(variable(&program, "LEVEL"), Some("high"));
+        assert_eq!(variable(&program, "POINTSMAN_NAME"), Some("echo"));
+        assert_eq!(variable(&program, "POINTSMAN_DOMAINS"), Some("faas.local,localhost"));
+        assert_eq!(variable(&program, "PATH"), std::env::var("PATH").ok().as_deref());
+        // Cargo sets it for tests; it stands for all that is not a function's business.
+        assert!(std::env::var("CARGO_PKG_NAME").is_ok() && variable(&program, "CARGO_PKG_NAME").is_none());
+    }
+
+    #[test]
+    fn what_can_not_be_run_is_named() {
+        for (path, part) in [
+            ("/nowhere/echo", "its program /nowhere/echo: No such file"),
+            ("/etc", "its program /etc is not a file"),
+            ("/etc/passwd", "its program /etc/passwd is not executable"),
+        ] {
+            let refusal = prepare(&function(&[path])).err().unwrap();
+            assert!(
+                refusal.starts_with("function echo can't be started: ") && refusal.contains(part),
+                "{refusal}"
+            );
+        }
+        let stranger = Function { user: Some("no such user".to_owned()), ..function(&["/bin/sh"]) };
+        assert_eq!(
+            prepare(&stranger).err().unwrap(),
+            "function echo can't be started: there is no user no such user"
+        );
+    }
+
+    #[test]
+    fn a_key_that_can_not_be_read_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let certificate = folder.path().join("certificate.pem");
+        fs::write(&certificate, "certificate").unwrap();
+        let with_key = |key: &Path| Function {
+            certificate: Some(certificate.clone()),
+            key: Some(key.to_owned()),
+            ..function(&["/bin/sh"])
+        };
+        for (key, part) in [
+            (folder.path().join("missing.key"), "missing.key can't be read: No such file"),
+            (folder.path().to_owned(), "can't be read: not a file"),
+        ] {
+            let refusal = prepare(&with_key(&key)).err().unwrap();
+            assert!(refusal.contains("its key") && refusal.contains(part), "{refusal}");
+        }
+        // Nobody ever writes to it: opening it must not wait for that.
+        let fifo = folder.path().join("fifo");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRUSR).unwrap();
+        assert!(prepare(&with_key(&fifo)).err().unwrap().contains("can't be read: not a file"));
+        let program = prepare(&with_key(&certificate)).unwrap();
+        assert_eq!(program.files.iter().map(|(name, _)| *name).collect::<Vec<_>>(), ["certificate", "key"]);
+    }
+}

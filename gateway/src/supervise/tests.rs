@@ -1,0 +1,424 @@
+//! The supervisor with real processes: shell scripts that say what they were given.
+use std::{
+    fs,
+    io::{self, Write},
+    mem,
+    os::{
+        fd::OwnedFd,
+        unix::fs::{PermissionsExt, symlink},
+    },
+    path::{Path, PathBuf},
+    thread,
+};
+
+use handoff::FunctionsDirectory;
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::{FdFlags, fcntl_setfd},
+    process::{Pid, PidfdFlags, Signal, WaitOptions, geteuid, kill_process, pidfd_open, waitpid},
+};
+use tempfile::TempDir;
+use tokio::{task::JoinHandle, time::timeout};
+
+use super::{child::Child, logs::Log, user::User, *};
+
+/// What is waited for comes at once, or the test has failed.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Waits for its end, and says nothing about SIGTERM.
+const SLEEP: &str = "exec sleep 1000";
+
+struct Running {
+    folder: TempDir,
+    said: Said,
+    stop: mpsc::Sender<()>,
+    ended: JoinHandle<()>,
+}
+
+impl Running {
+    async fn start(programs: Vec<Program>) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let (logs, said) = logs();
+        let directory = Directory::open(&folder.path().join("functions")).unwrap();
+        let supervisor = Supervisor::start(directory, programs, logs).unwrap();
+        let (stop, requests) = mpsc::channel(1);
+        let ended = tokio::spawn(supervisor.run(requests));
+        Self { folder, said, stop, ended }
+    }
+
+    fn sockets(&self) -> PathBuf {
+        self.folder.path().join("functions")
+    }
+
+    async fn stop(&self) {
+        self.stop.send(()).await.unwrap();
+    }
+
+    async fn ended(&mut self) {
+        timeout(DEADLINE, &mut self.ended).await.expect("the supervisor goes on").unwrap();
+        assert!(!self.sockets().exists(), "the directory was left behind");
+    }
+}
+
+/// The lines that the functions wrote.
+struct Said(mpsc::UnboundedReceiver<String>);
+
+impl Said {
+    /// The next line that begins so, without its beginning.
+    async fn after(&mut self, start: &str) -> String {
+        let [rest] = self.after_each([start]).await;
+        rest
+    }
+
+    /// The same for several, which come in any order.
+    async fn after_each<const N: usize>(&mut self, starts: [&str; N]) -> [String; N] {
+        let mut found = [const { None }; N];
+        let all = async {
+            while found.iter().any(Option::is_none) {
+                let line = self.0.recv().await.expect("the log has ended");
+                let missing = starts.iter().zip(&mut found).filter(|(_, found)| found.is_none());
+                for (start, found) in missing {
+                    *found = line.strip_prefix(start).map(str::to_owned);
+                }
+            }
+        };
+        timeout(DEADLINE, all)
+            .await
+            .unwrap_or_else(|_| panic!("lines are missing that begin with {starts:?}"));
+        found.map(Option::unwrap)
+    }
+}
+
+fn pid(said: &str) -> Pid {
+    Pid::from_raw(said.parse().unwrap()).unwrap()
+}
+
+fn logs() -> (Logs, Said) {
+    struct Lines(mpsc::UnboundedSender<String>);
+
+    impl Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            for line in String::from_utf8(bytes.to_vec()).unwrap().lines() {
+                // Nobody reads any more: the test has seen what it waited for.
+                let _ = self.0.send(line.to_owned());
+            }
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    let (sender, lines) = mpsc::unbounded_channel();
+    (Logs::to(Lines(sender)).unwrap(), Said(lines))
+}
+
+/// A shell script, as the user that a function is run as.
+fn script(name: &str, text: &str) -> Program {
+    Program {
+        name: name.parse().unwrap(),
+        executable: PathBuf::from("/bin/sh"),
+        arguments: vec!["-c".to_owned(), text.to_owned()],
+        environment: vec![("PATH".to_owned(), "/usr/bin:/bin".to_owned())],
+        user: User::of_function(None, geteuid()).unwrap(),
+        files: Vec::new(),
+    }
+}
+
+fn watch_end(pid: Pid) -> OwnedFd {
+    pidfd_open(pid, PidfdFlags::empty()).unwrap()
+}
+
+#[track_caller]
+fn assert_ends(end: &OwnedFd) {
+    let deadline = Timespec { tv_sec: DEADLINE.as_secs() as i64, tv_nsec: 0 };
+    let ended = poll(&mut [PollFd::new(end, PollFlags::IN)], Some(&deadline)).unwrap();
+    assert_eq!(ended, 1, "the process lives on");
+}
+
+/// The inode of the listening socket at a path.
+fn inode_of(path: &Path) -> String {
+    let sockets = fs::read_to_string("/proc/net/unix").unwrap();
+    let line = sockets.lines().find(|line| line.ends_with(path.to_str().unwrap())).unwrap();
+    line.split_whitespace().nth(6).unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn a_function_gets_its_socket_and_its_files_and_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut echo = script(
+        "echo",
+        r#"ls -m /proc/$$/fd
+        echo socket $(readlink /proc/$$/fd/3)
+        echo certificate $(cat <&4)
+        echo key $(cat <&5)
+        echo input $(readlink /proc/$$/fd/0)
+        echo passed $LISTEN_FDS $LISTEN_FDNAMES ${LISTEN_PID-unset}
+        echo group $(($(cut -d' ' -f5 /proc/$$/stat) - $$))
+        echo place $(pwd)
+        echo variables $(env | cut -d= -f1 | sort)
+        exec sleep 1000"#,
+    );
+    for name in ["certificate", "key"] {
+        let path = folder.path().join(name);
+        fs::write(&path, format!("the {name}")).unwrap();
+        // The function's user could not open it.
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        echo.files.push((name, path));
+    }
+    // As if the supervisor's parent had left it open.
+    let inherited = fs::File::open("/dev/null").unwrap();
+    fcntl_setfd(&inherited, FdFlags::empty()).unwrap();
+    echo.environment.push(("LISTEN_PID".to_owned(), "1".to_owned()));
+    let mut running = Running::start(vec![script("refusal", SLEEP), echo]).await;
+    let said = &mut running.said;
+    assert_eq!(said.after("echo | ").await, "0, 1, 2, 3, 4, 5");
+    let socket = said.after("echo | socket ").await;
+    assert_eq!(said.after("echo | certificate ").await, "the certificate");
+    assert_eq!(said.after("echo | key ").await, "the key");
+    assert_eq!(said.after("echo | input ").await, "/dev/null");
+    assert_eq!(said.after("echo | passed ").await, "3 pool:certificate:key unset");
+    assert_eq!(said.after("echo | group ").await, "0");
+    assert_eq!(said.after("echo | place ").await, "/");
+    // PWD and _ are the shell's own.
+    let variables = said.after("echo | variables ").await;
+    let passed: Vec<_> = variables.split(' ').filter(|name| !["PWD", "_"].contains(name)).collect();
+    assert_eq!(passed, ["LISTEN_FDNAMES", "LISTEN_FDS", "PATH"]);
+    assert_eq!(socket, format!("socket:[{}]", inode_of(&running.sockets().join("echo.sock"))));
+    running.stop().await;
+    running.ended().await;
+}
+
+#[tokio::test]
+async fn a_function_without_a_certificate_gets_its_socket_alone() {
+    let hello = script("hello", "ls -m /proc/$$/fd; echo $LISTEN_FDS $LISTEN_FDNAMES; exec sleep 1000");
+    let mut running = Running::start(vec![script("refusal", SLEEP), hello]).await;
+    assert_eq!(running.said.after("hello | ").await, "0, 1, 2, 3");
+    assert_eq!(running.said.after("hello | ").await, "1 pool");
+    running.stop().await;
+    running.ended().await;
+}
+
+#[tokio::test]
+async fn a_function_has_no_privilege_even_where_its_user_can_not_reach_its_program() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700)).unwrap();
+    let program = folder.path().join("program");
+    symlink("/bin/sh", &program).unwrap();
+    let mut echo = script("echo", "echo comm $(cat /proc/$$/comm); exec cat /proc/self/status");
+    echo.executable = program;
+    let user = echo.user.clone();
+    let mut running = Running::start(vec![script("refusal", SLEEP), echo]).await;
+    assert_eq!(running.said.after("echo | comm ").await, "program");
+    let (uid, gid) = match &user {
+        Some(user) => (user.uid.as_raw(), user.gid.as_raw()),
+        None => (geteuid().as_raw(), rustix::process::getegid().as_raw()),
+    };
+    assert_eq!(running.said.after("echo | Uid:\t").await, [uid; 4].map(|uid| uid.to_string()).join("\t"));
+    assert_eq!(running.said.after("echo | Gid:\t").await, [gid; 4].map(|gid| gid.to_string()).join("\t"));
+    if let Some(user) = user {
+        let groups = user.groups.iter().map(|group| group.as_raw().to_string()).collect::<Vec<_>>().join(" ");
+        assert_eq!(running.said.after("echo | Groups:\t").await.trim_end(), groups);
+    }
+    for set in ["SigBlk", "CapInh", "CapPrm", "CapEff", "CapAmb"] {
+        assert_eq!(running.said.after(&format!("echo | {set}:\t")).await, "0000000000000000", "{set}");
+    }
+    assert_eq!(running.said.after("echo | NoNewPrivs:\t").await, "1");
+    running.stop().await;
+    running.ended().await;
+}
+
+#[tokio::test]
+async fn a_killed_function_runs_again_and_keeps_its_pool_connections() {
+    let folder = tempfile::tempdir().unwrap();
+    let certificate = folder.path().join("certificate");
+    fs::write(&certificate, "old").unwrap();
+    let mut echo = script(
+        "echo",
+        r#"echo $(cat <&4); echo socket $(readlink /proc/$$/fd/3); echo pid $$; exec sleep 1000"#,
+    );
+    echo.files.push(("certificate", certificate.clone()));
+    let mut running = Running::start(vec![script("refusal", SLEEP), echo]).await;
+    running.said.after("echo | old").await;
+    let socket = running.said.after("echo | socket ").await;
+    let first = pid(&running.said.after("echo | pid ").await);
+    let pool = FunctionsDirectory::open(&running.sockets()).unwrap().connect("echo.sock").unwrap();
+
+    fs::write(&certificate, "renewed").unwrap();
+    kill_process(first, Signal::KILL).unwrap();
+    running.said.after("echo | renewed").await;
+    assert_eq!(running.said.after("echo | socket ").await, socket);
+    let second = pid(&running.said.after("echo | pid ").await);
+    assert_ne!(first, second);
+    let cut = poll(&mut [PollFd::new(&pool, PollFlags::empty())], Some(&Timespec::default())).unwrap();
+    assert_eq!(cut, 0, "the pool connection was cut");
+
+    // Again, after the wait that a second failure brings.
+    kill_process(second, Signal::KILL).unwrap();
+    pid(&running.said.after("echo | pid ").await);
+    running.stop().await;
+    running.ended().await;
+}
+
+#[tokio::test]
+async fn a_function_that_ends_itself_runs_again_and_its_last_words_are_carried() {
+    let echo = script("echo", r#"echo begins $$; printf 'unfinished'; exit 3"#);
+    let mut running = Running::start(vec![script("refusal", SLEEP), echo]).await;
+    for _ in 0..2 {
+        pid(&running.said.after("echo | begins ").await);
+        assert_eq!(running.said.after("echo | unfin").await, "ished");
+    }
+    running.stop().await;
+    running.ended().await;
+}
+
+#[tokio::test]
+async fn what_a_killed_function_had_started_goes_with_it() {
+    let echo = script("echo", r#"sleep 1000 & echo helper $!; echo pid $$; wait"#);
+    let mut running = Running::start(vec![script("refusal", SLEEP), echo]).await;
+    let helper = watch_end(pid(&running.said.after("echo | helper ").await));
+    kill_process(pid(&running.said.after("echo | pid ").await), Signal::KILL).unwrap();
+    let next = watch_end(pid(&running.said.after("echo | helper ").await));
+    assert_ends(&helper);
+    running.stop().await;
+    running.ended().await;
+    assert_ends(&next);
+}
+
+#[tokio::test]
+async fn refusal_answers_until_the_last_function_has_drained() {
+    // Drains until it reads a line from the FIFO.
+    let folder = tempfile::tempdir().unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let fifo = folder.path().join("drained");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::from_bits_truncate(0o444)).unwrap();
+    let drains = format!(
+        "trap 'echo drains; read line < {}; echo $line; exit 0' TERM; echo runs; while :; do sleep 1000 & wait; done",
+        fifo.display()
+    );
+    let refuses = "trap 'echo stops; exit 0' TERM; echo runs; while :; do sleep 1000 & wait; done";
+    let mut running = Running::start(vec![script("refusal", refuses), script("echo", &drains)]).await;
+    running.said.after_each(["refusal | runs", "echo | runs"]).await;
+    running.stop().await;
+    running.said.after("echo | drains").await;
+    let sockets = || {
+        let entries = fs::read_dir(running.sockets()).unwrap();
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect::<Vec<_>>()
+    };
+    assert_eq!(sockets(), ["refusal.sock"], "the gateway must see at once who takes nothing new");
+    let writing = fifo.clone();
+    tokio::task::spawn_blocking(move || fs::write(writing, "drained\n").unwrap()).await.unwrap();
+    running.said.after("echo | drained").await;
+    running.said.after("refusal | stops").await;
+    running.ended().await;
+}
+
+#[tokio::test]
+async fn a_second_request_ends_at_once_what_does_not_want_to() {
+    let stubborn = "trap '' TERM; echo pid $$; exec sleep 1000";
+    let mut running = Running::start(vec![script("refusal", stubborn), script("echo", stubborn)]).await;
+    let pids = running.said.after_each(["refusal | pid ", "echo | pid "]).await;
+    let [refusal, echo] = pids.map(|said| watch_end(pid(&said)));
+    running.stop().await;
+    running.stop().await;
+    running.ended().await;
+    assert_ends(&refusal);
+    assert_ends(&echo);
+}
+
+#[tokio::test]
+async fn the_deadline_ends_what_does_not_want_to() {
+    let folder = tempfile::tempdir().unwrap();
+    let directory = Directory::open(folder.path()).unwrap();
+    let (logs, mut said) = logs();
+    let echo = script("echo", "trap '' TERM; echo pid $$; exec sleep 1000");
+    let listener = directory.listen(echo.name).unwrap();
+    let mut group = Group::of([Keeper::start(echo, listener, logs.log()).unwrap()].into_iter());
+    let end = watch_end(pid(&said.after("echo | pid ").await));
+    let (_open, mut requests) = mpsc::channel(1);
+    let stopped = timeout(DEADLINE, group.stop(Instant::now(), &mut requests)).await;
+    assert_eq!(stopped, Ok(false));
+    assert_ends(&end);
+}
+
+#[tokio::test]
+async fn a_stop_does_not_wait_for_a_restart() {
+    // Reads nothing and fails, which soon means seconds between its starts.
+    let mut running =
+        Running::start(vec![script("refusal", SLEEP), script("echo", "echo begins; exit 1")]).await;
+    for _ in 0..4 {
+        running.said.after("echo | begins").await;
+    }
+    running.stop().await;
+    running.ended().await;
+}
+
+#[tokio::test]
+async fn all_start_or_none_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("functions");
+    let directory = Directory::open(&path).unwrap();
+    // Passes every check but exec's own.
+    let broken = folder.path().join("broken");
+    fs::write(&broken, "#!/nowhere/interpreter\n").unwrap();
+    fs::set_permissions(&broken, fs::Permissions::from_mode(0o755)).unwrap();
+    let (logs, mut said) = logs();
+    let log = logs.log();
+    let programs = vec![
+        script("refusal", "echo pid $$; exec sleep 1000"),
+        Program { executable: broken.clone(), ..script("echo", "") },
+    ];
+    let failure = Supervisor::start(directory, programs, logs).err().unwrap();
+    let failure = format!("{failure:#}");
+    let expected = format!("function echo can't be started: {}: No such file or directory", broken.display());
+    assert!(failure.starts_with(&expected), "{failure}");
+    assert!(!path.exists());
+    // It may have been killed before it said anything.
+    log.line("test", b"end");
+    let mut line = said.after("").await;
+    if let Some(pid) = line.strip_prefix("refusal | pid ") {
+        assert!(!Path::new("/proc").join(pid).exists(), "refusal runs on");
+        line = said.after("").await;
+    }
+    assert_eq!(line, "test | end");
+}
+
+#[test]
+fn functions_die_with_the_thread_that_started_them() {
+    let (logs, _said) = logs();
+    let log: Log = logs.log();
+    let starting = thread::spawn(move || {
+        let runtime = runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let _context = runtime.enter();
+        let folder = tempfile::tempdir().unwrap();
+        let listener = Directory::open(folder.path()).unwrap().listen("echo".parse().unwrap()).unwrap();
+        let child = Child::spawn(&script("echo", SLEEP), listener.socket(), log).unwrap();
+        let pid = child.pid();
+        // As if the supervisor were killed: its end does nothing more.
+        mem::forget(child);
+        pid
+    });
+    let pid = starting.join().unwrap();
+    assert_ends(&watch_end(pid));
+    let (_, status) = waitpid(Some(pid), WaitOptions::empty()).unwrap().unwrap();
+    assert_eq!(status.terminating_signal(), Some(Signal::KILL.as_raw()));
+}
+
+#[test]
+fn what_the_configuration_has_no_command_for_is_left_to_others() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("pointsman.toml");
+    fs::write(&file, "[functions.own]\ncommand = [\"/bin/sh\"]\n[functions.others]\n").unwrap();
+    let config = Config::load(Some(&file)).unwrap();
+    let names = |refusal: &str| {
+        let options = Options { refusal: Some(refusal.into()) };
+        let programs = programs(&config, &options).map_err(|error| format!("{error:#}"))?;
+        Ok::<_, String>(programs.iter().map(|program| program.name.to_string()).collect::<Vec<_>>())
+    };
+    assert_eq!(names("/bin/sh").unwrap(), ["refusal", "own"]);
+    assert_eq!(
+        names("/nowhere/refusal").unwrap_err(),
+        "function refusal can't be started: its program /nowhere/refusal: No such file or directory (os error 2)"
+    );
+}
