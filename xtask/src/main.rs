@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 mod authority;
 mod doctor;
 mod licences;
+mod lint;
 mod packages;
 mod privilege;
 mod progress;
@@ -34,6 +35,8 @@ enum Command {
     Doctor,
     /// Find or make the eBPF compiler and linker (every command that builds does this by itself)
     Setup,
+    /// Check format, clippy and licences
+    Lint,
     /// Check that every dependency's licence allows what ours promise
     Licences,
     /// The part of `run` that needs root
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
         Command::Test(arguments) => test::run(&arguments),
         Command::Doctor => doctor::run(),
         Command::Setup => setup::run(),
+        Command::Lint => lint::run(),
         Command::Licences => licences::run(),
         Command::Runner(arguments) => runner::run(&arguments),
     };

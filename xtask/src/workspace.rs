@@ -47,7 +47,11 @@ pub fn build(release: bool) -> Result<PathBuf> {
     if !cargo.status().context("cannot start cargo")?.success() {
         bail!("the build failed; what cargo says stands above");
     }
+    Ok(target_directory()?.join(if release { "release" } else { "debug" }))
+}
+
+pub fn target_directory() -> Result<PathBuf> {
     let metadata = metadata(&["--no-deps"])?;
     let target = metadata["target_directory"].as_str().context("cargo metadata names no target directory")?;
-    Ok(Path::new(target).join(if release { "release" } else { "debug" }))
+    Ok(PathBuf::from(target))
 }

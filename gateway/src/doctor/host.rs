@@ -10,8 +10,8 @@ use crate::kernel::cgroup;
 /// The first kernel whose getpeername hook may set SO_RCVLOWAT, which is what makes accept return the verdict.
 const KERNEL_PATH_VERSION: (u32, u32) = (6, 1);
 
-/// The first kernel with pidfd_open, by which the supervisor knows that a function has ended.
-const OLDEST_VERSION: (u32, u32) = (5, 3);
+/// The first kernel with close_range(CLOSE_RANGE_CLOEXEC) and pidfd_open, which the supervisor needs.
+const OLDEST_VERSION: (u32, u32) = (5, 11);
 
 /// Before this kernel, BPF maps counted against RLIMIT_MEMLOCK.
 const MEMLOCK_FREE_VERSION: (u32, u32) = (5, 11);
