@@ -1,7 +1,15 @@
 //! The gateway, as a library for its binary and for tests.
 pub mod config;
-pub mod listener;
-pub mod kernel;
-pub mod instances;
-pub mod supervise;
+pub mod counters;
 pub mod doctor;
+pub mod gateway;
+pub mod instances;
+pub mod kernel;
+pub mod listener;
+pub mod mode;
+pub mod peek;
+pub mod pending;
+pub mod readable;
+pub mod routes;
+pub mod start;
+pub mod supervise;

@@ -1,2 +1,105 @@
-//! placeholder
-fn main() {}
+//! The `pointsman` command: the gateway, the supervisor of its functions, and what tells whether a host is fit.
+use std::{
+    io::{self, IsTerminal as _},
+    net::SocketAddr,
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+use gateway::config::{Config, VerdictMode};
+use tracing_subscriber::EnvFilter;
+
+/// Accepts connections, judges in the kernel which function each is for, and hands it over.
+#[derive(Parser)]
+#[command(name = "pointsman", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Accept connections and hand each to its function.
+    Gateway(GatewayArgs),
+    /// Start the functions, restart them when they die, stop them in order.
+    Supervise(SuperviseArgs),
+    /// Read the configuration, refuse it or print what it comes to.
+    Check(ConfigArgs),
+    /// Say what this host has and lacks for the kernel path, and how to remedy it.
+    Doctor,
+}
+
+#[derive(Args)]
+struct ConfigArgs {
+    /// The configuration; without it the defaults hold.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct GatewayArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// Who judges connections.
+    #[arg(long, value_enum)]
+    verdict: Option<VerdictMode>,
+    /// Where to listen for HTTP.
+    #[arg(long, value_name = "ADDR")]
+    http: Option<SocketAddr>,
+    /// Where to listen for HTTPS.
+    #[arg(long, value_name = "ADDR")]
+    https: Option<SocketAddr>,
+    /// Deliver repeated bytes as an unguarded sockmap would, which corrupts data: for tests that must see it.
+    #[arg(long, hide = true, env = "POINTSMAN_TEST_NO_TRIM", value_parser = clap::builder::FalseyValueParser::new())]
+    unsafe_no_trim: bool,
+}
+
+#[derive(Args)]
+struct SuperviseArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    #[command(flatten)]
+    options: gateway::supervise::Options,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    log_to_stderr();
+    match run(cli.command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("pointsman: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Gateway(args) => {
+            let mut config = Config::load(args.config.config.as_deref())?;
+            config.gateway.http = args.http.unwrap_or(config.gateway.http);
+            config.gateway.https = args.https.unwrap_or(config.gateway.https);
+            config.gateway.verdict = args.verdict.unwrap_or(config.gateway.verdict);
+            gateway::start::run(&config, !args.unsafe_no_trim)?;
+        }
+        Command::Supervise(args) => {
+            gateway::supervise::run(&Config::load(args.config.config.as_deref())?, &args.options)?;
+        }
+        Command::Check(args) => print!("{}", Config::load(args.config.as_deref())?.to_toml()),
+        Command::Doctor => return Ok(gateway::doctor::run()),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Levels come from POINTSMAN_LOG, in the syntax of RUST_LOG.
+fn log_to_stderr() {
+    let filter = EnvFilter::try_from_env("POINTSMAN_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(io::stderr().is_terminal())
+        .with_writer(io::stderr)
+        .init();
+}
