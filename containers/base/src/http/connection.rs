@@ -74,7 +74,7 @@ pub(super) enum End {
     clippy::large_enum_variant,
     reason = "it lives for one statement, and boxing would cost each request"
 )]
-enum Judged {
+pub(super) enum Judged {
     Serve(Exchange, Request<Body>),
     /// Answered without a handler, and the connection goes on if it can.
     Refuse(Reject, Persistence, Coding),
@@ -144,7 +144,7 @@ impl<'a> Connection<'a> {
     }
 
     /// Waits for a whole head at the front of the input, and consumes nothing of it.
-    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Result<usize, Reject>, End>> {
+    pub(super) fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Result<usize, Reject>, End>> {
         loop {
             match self.scan_head() {
                 Ok(None) => {}
@@ -208,7 +208,7 @@ impl<'a> Connection<'a> {
     }
 
     /// Decides on the head at the front of the input; only a head that is ours, or nobody's, is consumed.
-    fn judge(&mut self, length: usize) -> Result<Judged, Reject> {
+    pub(super) fn judge(&mut self, length: usize) -> Result<Judged, Reject> {
         let bytes = Bytes::copy_from_slice(&self.input[..length]);
         let mut fields = Fields::new();
         let head = Head::parse(&bytes, &mut fields)?;

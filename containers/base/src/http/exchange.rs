@@ -78,13 +78,12 @@ enum Step<T> {
 }
 
 /// What the request's body did.
-#[derive(PartialEq, Eq)]
 enum Fed {
     /// The handler has something to look at.
     Piece,
-    /// The client has to send.
-    Starved,
-    /// Nothing is asked for.
+    /// The client has to send before this demand is met.
+    Starved(Demand),
+    /// There is nothing to do about this demand.
     Idle(Demand),
 }
 
@@ -357,10 +356,11 @@ impl Exchange {
                 Step::Full => true,
                 Step::Pending => false,
             };
-            let fed = self.poll_feed(connection, cx)?;
-            if fed == Fed::Piece {
-                continue;
-            }
+            let (starved, demand) = match self.poll_feed(connection, cx)? {
+                Fed::Piece => continue,
+                Fed::Starved(demand) => (true, demand),
+                Fed::Idle(demand) => (false, demand),
+            };
             // Whoever waits for a body that takes its time gets the head meanwhile.
             if !full {
                 self.begin(connection);
@@ -369,7 +369,7 @@ impl Exchange {
                 // The time-out is the output's.
             } else if full {
                 continue;
-            } else if fed == Fed::Starved {
+            } else if starved {
                 let idle_timeout = connection.shared.limits.idle_timeout;
                 if connection.timer.poll(Wait::Body, idle_timeout, cx).is_ready() {
                     self.end_body(BodyError::Stalled);
@@ -380,7 +380,6 @@ impl Exchange {
                 connection.timer.stop();
                 self.poll_lost(connection, cx).map_err(Failure::Lost)?;
             }
-            let demand = if let Fed::Idle(demand) = fed { demand } else { Demand::Frame };
             if self.incoming.as_ref().is_none_or(|incoming| incoming.source.park(cx, demand)) {
                 return Poll::Pending;
             }
@@ -432,7 +431,7 @@ impl Exchange {
                         connection.nudges += 1;
                         connection.stream.socket().nudge().map_err(Failure::Lost)?;
                     }
-                    return Ok(Fed::Starved);
+                    return Ok(Fed::Starved(demand));
                 }
             }
         }

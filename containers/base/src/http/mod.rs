@@ -21,3 +21,6 @@ pub use limits::Limits;
 pub use route::Identity;
 pub use service::{BoxError, Service};
 pub use upgrade::{NotUpgraded, OnUpgrade, Upgraded};
+
+#[cfg(test)]
+mod tests;
