@@ -22,7 +22,7 @@ const MIB: u64 = 1 << 20;
 fn from_one_byte_to_64_mib(verdicts: Verdicts) -> Result<()> {
     let stack = Stack::start(verdicts);
     let clients: &AddressBook = &stack;
-    let mut lengths = vec![0, 1, 2, 100, 1459, 1460, 1461, 16_383, 16_384, 16_385, 65_535, 65_536, 65_537];
+    let mut lengths = vec![1, 2, 100, 1459, 1460, 1461, 16_383, 16_384, 16_385, 65_535, 65_536, 65_537];
     lengths.extend([MIB - 1, MIB, 5 * MIB + 3, 64 * MIB]);
     crowd(4, lengths.len() * 4, |job| {
         let length = lengths[lengths.len() - 1 - job / 4];

@@ -61,7 +61,10 @@ fn auto_takes_the_kernel_where_it_proves_itself() {
     assert_eq!(answer.map(|answer| answer.status()).ok(), Some(200));
     let programs = stack.look().programs.len();
     // What it decided, and why, is said once.
-    let said = stack.gateway().said();
+    let ready = stack.gateway().wait_for_line("ready").expect("it is");
     let mode = if programs > 0 { "sockmap" } else { "peek" };
-    assert_eq!(said.iter().filter(|line| line.contains(mode)).count(), 1, "{mode}: {}", said.join("\n"));
+    assert!(ready.contains(mode), "{mode}: {ready}");
+    let said = stack.gateway().said();
+    let reasons = said.iter().filter(|line| line.contains("verdicts come from")).count();
+    assert_eq!(reasons, 1, "{}", said.join("\n"));
 }

@@ -23,7 +23,10 @@ in_both_modes!(
 );
 
 fn ask(stack: &Stack, request: &[u8]) -> Result<Outcome> {
-    probe(stack, Port::Http, request, &Manner::default()).with_context(|| request.escape_ascii().to_string())
+    probe(stack, Port::Http, request, &Manner::default()).with_context(|| {
+        let beginning = &request[..request.len().min(100)];
+        format!("{} ({} bytes)", beginning.escape_ascii(), request.len())
+    })
 }
 
 fn absent_functions(verdicts: Verdicts) -> Result<()> {

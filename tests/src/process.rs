@@ -125,12 +125,12 @@ impl Process {
 
     pub fn wait(&mut self) -> ExitStatus {
         let deadline = Instant::now() + PATIENCE;
-        // The streams end with the process, so they are the event; a grandchild that keeps them open is caught here too.
+        // The streams end with the process, and what it said last is read before they do.
         let mut lines = self.output.lines.lock().unwrap();
-        while lines.ended_streams < 2 && self.child.try_wait().expect("waiting for a child").is_none() {
+        while lines.ended_streams < 2 {
             let left = deadline.saturating_duration_since(Instant::now());
             assert!(!left.is_zero(), "{} did not end; it said:\n{}", self.name, lines.lines.join("\n"));
-            lines = self.output.changed.wait_timeout(lines, left.min(Duration::from_millis(50))).unwrap().0;
+            lines = self.output.changed.wait_timeout(lines, left).unwrap().0;
         }
         drop(lines);
         let status = self.child.wait().expect("waiting for a child");

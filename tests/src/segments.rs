@@ -40,8 +40,11 @@ pub fn send_segments<'a>(stream: &TcpStream, pieces: impl IntoIterator<Item = &'
     Ok(())
 }
 
-/// Sends `bytes` in segments that end at the given offsets and at the end.
+/// Sends `bytes` in segments that end at the given offsets and at the end; without any, as the kernel likes.
 pub fn send_cut_at(stream: &TcpStream, bytes: &[u8], cuts: &[usize]) -> io::Result<()> {
+    if cuts.is_empty() {
+        return write_all(stream, bytes);
+    }
     let starts = [0].into_iter().chain(cuts.iter().copied());
     let ends = cuts.iter().copied().chain([bytes.len()]);
     send_segments(stream, starts.zip(ends).map(|(start, end)| &bytes[start..end]))
