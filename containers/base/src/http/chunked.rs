@@ -192,7 +192,10 @@ mod tests {
 
     use super::*;
 
-    fn decode_all(pieces: &[&[u8]]) -> Result<(Vec<u8>, Option<HeaderMap>, Vec<u8>, bool), Reject> {
+    /// A body's data, its trailers, what follows it, and whether it ended.
+    type Decodes = (Vec<u8>, Option<HeaderMap>, Vec<u8>, bool);
+
+    fn decode_all(pieces: &[&[u8]]) -> Result<Decodes, Reject> {
         let mut chunked = Chunked::default();
         let mut input = BytesMut::new();
         let (mut data, mut trailers, mut ended) = (Vec::new(), None, false);

@@ -151,7 +151,7 @@ fn continue_is_sent_when_the_handler_reads_and_only_then() {
         site.send(expects(2)).await;
         let answer = site.answer().await;
         assert_eq!((answer.text(), answer.field("connection")), ("hi", Some("close")));
-        assert!(site.is_ended().await);
+        assert!(site.ended().await);
         // HTTP/1.0 doesn't know of it.
         let mut site = Site::new(tower::service_fn(echo));
         site.send("POST /function/echo HTTP/1.0\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n").await;

@@ -16,7 +16,7 @@ fn half_a_head_is_cut_at_its_deadline_however_it_trickles() {
             let mut site = Site::with(Protocol::Http, brief(), tower::service_fn(greet));
             site.send(begin).await;
             assert_eq!(site.answer().await.status, 408, "{begin}");
-            assert!(site.is_ended().await);
+            assert!(site.ended().await);
         }
         let mut site = Site::with(Protocol::Http, brief(), tower::service_fn(greet));
         site.send(get("")).await;
@@ -57,7 +57,7 @@ fn a_body_that_stops_is_a_request_that_timed_out() {
         let mut site = Site::with(Protocol::Http, brief(), tower::service_fn(echo_whole));
         site.send("POST /function/echo HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nhalf").await;
         assert_eq!(site.answer().await.status, 408);
-        assert!(site.is_ended().await);
+        assert!(site.ended().await);
     });
 }
 
@@ -126,7 +126,7 @@ fn versions_and_wishes_decide_whether_it_goes_on() {
                 site.send(get("")).await;
                 assert_eq!(site.answer().await.text(), "hi");
             } else {
-                assert!(site.is_ended().await);
+                assert!(site.ended().await);
             }
         }
     });
@@ -140,7 +140,7 @@ fn a_handler_and_a_limit_can_end_it_too() {
         }));
         site.send(get("")).await;
         assert_eq!(site.answer().await.field("connection"), Some("close"));
-        assert!(site.is_ended().await);
+        assert!(site.ended().await);
         let limits = Limits { requests: 2, ..Limits::default() };
         let site = Site::with(Protocol::Http, limits, tower::service_fn(greet));
         let received = site.all(get("").repeat(3)).await;

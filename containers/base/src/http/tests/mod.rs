@@ -115,7 +115,7 @@ impl Site {
         self.answer_to("GET").await
     }
 
-    async fn is_ended(mut self) -> bool {
+    async fn ended(mut self) -> bool {
         self.client.read(&mut [0; 1]).await.unwrap() == 0
     }
 }

@@ -79,7 +79,7 @@ fn a_connection_goes_on_behind_a_path_that_isnt_there() {
         site.send("POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\nx").await;
         let answer = site.answer().await;
         assert_eq!((answer.status, answer.field("connection")), (404, Some("close")));
-        assert!(site.is_ended().await);
+        assert!(site.ended().await);
     });
 }
 
