@@ -48,7 +48,7 @@ pub fn failures(
 }
 
 fn account(failures: &[(usize, String)], jobs: usize) -> String {
-    const SHOWN: usize = 10;
+    const SHOWN: usize = 20;
     let mut text = format!("{} of {jobs} failed", failures.len());
     for (number, error) in failures.iter().take(SHOWN) {
         write!(text, "\n  {number}: {error}").expect("a String takes all");
