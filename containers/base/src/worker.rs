@@ -1,6 +1,6 @@
 //! A worker thread: takes connections from its pool connections and gives each to a task.
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     io,
     rc::{Rc, Weak},
     sync::{
@@ -15,10 +15,13 @@ use handoff::{Hello, InstanceEnd, MAX_BATCH, Purpose, ReceiveBuffer, Received};
 use tokio::{
     sync::{Notify, mpsc},
     task::{LocalSet, spawn_local},
-    time::timeout,
+    time::{sleep, timeout},
 };
 
 use crate::{linger::Linger, pool::Pool, readable::Readable, socket::Socket, stop::Stop};
+
+/// Sooner than any deadline of a connection by default.
+const TICK: Duration = Duration::from_secs(1);
 
 /// A client's connection, which now belongs to this process alone.
 pub struct Connection {
@@ -37,6 +40,7 @@ pub struct Worker {
     pub linger: Linger,
     pub stop: Stop,
     open: Arc<Open>,
+    ticking: Rc<Cell<bool>>,
     /// Each pool connection's other end sees how busy this worker is.
     ends: Rc<RefCell<Vec<Weak<Readable<InstanceEnd>>>>>,
 }
@@ -159,6 +163,21 @@ impl Worker {
         }
     }
 
+    /// Keeps a timer armed while there are connections: the runtime wakes itself, by a system call, for each timer that
+    /// is the earliest one, and a connection's never is when this one exists.
+    fn tick(&self) {
+        if self.ticking.replace(true) {
+            return;
+        }
+        let worker = self.clone();
+        spawn_local(async move {
+            while worker.open.connections.load(Ordering::Relaxed) > 0 {
+                sleep(TICK).await;
+            }
+            worker.ticking.set(false);
+        });
+    }
+
     fn publish(&self) {
         let open = self.open.connections.load(Ordering::Relaxed);
         self.ends.borrow_mut().retain(|end| {
@@ -192,6 +211,7 @@ where
                     Ok(Received::Connections(arrivals)) => {
                         arrivals.for_each(|(record, fd)| self.spawn(&record, fd));
                         self.worker.publish();
+                        self.worker.tick();
                     }
                     Ok(Received::WouldBlock) => {
                         ready.clear_ready();

@@ -132,9 +132,9 @@ impl Source {
         self.0.lock().demand()
     }
 
-    /// Hands a piece over; `last` when nothing follows it.
-    pub fn push(&self, frame: Frame<Bytes>, last: bool) {
-        self.0.change(|slot| {
+    /// Hands a piece over; `last` when nothing follows it. The task of `driver` looks by itself.
+    pub fn push(&self, frame: Frame<Bytes>, last: bool, driver: &Waker) {
+        self.0.change(driver, |slot| {
             slot.frame = (!slot.dropped).then_some(frame);
             if last {
                 slot.end = Some(Ok(()));
@@ -144,7 +144,7 @@ impl Source {
 
     /// Ends the body, unless it has ended.
     pub fn end(&self, result: Result<(), BodyError>) {
-        self.0.change(|slot| {
+        self.0.change(Waker::noop(), |slot| {
             slot.end.get_or_insert(result);
         });
     }
@@ -220,14 +220,16 @@ impl Channel {
         Poll::Pending
     }
 
-    fn change(&self, change: impl FnOnce(&mut Slot)) {
+    fn change(&self, driver: &Waker, change: impl FnOnce(&mut Slot)) {
         let reader = {
             let mut slot = self.lock();
             change(&mut slot);
             slot.wanted = false;
             slot.reader.take()
         };
-        if let Some(reader) = reader {
+        if let Some(reader) = reader
+            && !reader.will_wake(driver)
+        {
             reader.wake();
         }
     }

@@ -395,7 +395,7 @@ impl Exchange {
             return Ok(Fed::Idle(demand));
         }
         loop {
-            match incoming.take(&mut connection.input) {
+            match incoming.take(&mut connection.input, cx.waker()) {
                 Ok(Taken::NeedsInput) => {}
                 Ok(Taken::TooMuch) => {
                     self.abandoned = true;

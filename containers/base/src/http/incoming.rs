@@ -1,4 +1,6 @@
 //! The body of the request in progress: what of it has arrived, and how much more there may be.
+use std::task::Waker;
+
 use bytes::{Buf, Bytes, BytesMut};
 use http_body::Frame;
 
@@ -12,6 +14,9 @@ use super::{
 
 /// What a read asks for at first; uploads that fill it get more.
 const READ_BYTES_MIN: usize = 16 * 1024;
+
+/// The same for a body that says that it is long.
+const READ_BYTES_LARGE: usize = 64 * 1024;
 
 /// Beyond this a larger read saves no more system calls than it costs cache.
 const READ_BYTES_MAX: usize = 256 * 1024;
@@ -70,19 +75,21 @@ impl Incoming {
             limit_bytes,
             received_bytes: 0,
             discarded_bytes: 0,
-            read_bytes: READ_BYTES_MIN,
+            read_bytes: if length > Some(UPLOAD_BYTES) { READ_BYTES_LARGE } else { READ_BYTES_MIN },
             // RFC 9110 §10.1.1: a client that sends already doesn't wait.
             expects_continue: expects_continue && input.is_empty(),
         };
         // A first chunk that is malformed never reaches the handler.
-        if !input.is_empty() && incoming.take(input)? == Taken::End {
+        if !input.is_empty() && incoming.take(input, Waker::noop())? == Taken::End {
             return Ok((Body::empty(), None));
         }
         Ok((body, Some(incoming)))
     }
 
     /// Moves the next piece of the input to the handler, or to nowhere once the handler dropped its end.
-    pub fn take(&mut self, input: &mut BytesMut) -> Result<Taken, Reject> {
+    ///
+    /// The task of `driver` polls the handler by itself afterwards.
+    pub fn take(&mut self, input: &mut BytesMut, driver: &Waker) -> Result<Taken, Reject> {
         let decoded = match &mut self.coding {
             Coding::Length(0) => Decoded::End,
             Coding::Length(_) if input.is_empty() => Decoded::More,
@@ -94,9 +101,9 @@ impl Incoming {
             Coding::Chunked(chunked) => chunked.decode(input)?,
         };
         match decoded {
-            Decoded::Data(data) => self.hand_over(data),
+            Decoded::Data(data) => self.hand_over(data, driver),
             Decoded::Trailers(trailers) => {
-                self.source.push(Frame::trailers(trailers), true);
+                self.source.push(Frame::trailers(trailers), true, driver);
                 Ok(Taken::Piece)
             }
             Decoded::End => {
@@ -107,7 +114,7 @@ impl Incoming {
         }
     }
 
-    fn hand_over(&mut self, data: Bytes) -> Result<Taken, Reject> {
+    fn hand_over(&mut self, data: Bytes, driver: &Waker) -> Result<Taken, Reject> {
         let bytes = data.len() as u64;
         self.received_bytes += bytes;
         if self.limit_bytes.is_some_and(|limit| self.received_bytes > limit) {
@@ -119,7 +126,7 @@ impl Incoming {
             let more = self.discarded_bytes > DRAIN_BYTES;
             return Ok(if more { Taken::TooMuch } else { Taken::Piece });
         }
-        self.source.push(Frame::data(data), self.is_end());
+        self.source.push(Frame::data(data), self.is_end(), driver);
         Ok(Taken::Piece)
     }
 

@@ -83,12 +83,15 @@ impl Output {
         stream: &mut W,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<usize>> {
-        if self.piece.is_empty() && self.after.is_empty() {
-            return Pin::new(stream).poll_write(cx, &self.flat);
+        match (self.flat.as_ref(), self.piece.as_ref(), self.after) {
+            (flat, [], []) => Pin::new(stream).poll_write(cx, flat),
+            ([], piece, []) => Pin::new(stream).poll_write(cx, piece),
+            (flat, piece, after) => {
+                let slices = [IoSlice::new(flat), IoSlice::new(piece), IoSlice::new(after)];
+                let first = usize::from(flat.is_empty());
+                Pin::new(stream).poll_write_vectored(cx, &slices[first..])
+            }
         }
-        let slices = [IoSlice::new(&self.flat), IoSlice::new(&self.piece), IoSlice::new(self.after)];
-        let first = usize::from(self.flat.is_empty());
-        Pin::new(stream).poll_write_vectored(cx, &slices[first..])
     }
 
     fn advance(&mut self, mut sent: usize) {

@@ -38,6 +38,10 @@ pub(super) const WARNINGS_MAX: u8 = 4;
 /// KeyUpdates without any data between them, as BoringSSL.
 pub(super) const KEY_UPDATES_MAX: u8 = 32;
 
+/// Longer copies are left to the processor by the C library, and some take many times as long for it where source and
+/// destination aren't aligned alike. Behind a record's header nothing is aligned.
+pub(super) const COPY_BYTES_MAX: usize = 1024;
+
 const ALERT: u8 = 21;
 const HANDSHAKE: u8 = 22;
 const APPLICATION_DATA: u8 = 23;
@@ -427,7 +431,7 @@ impl Gather<'_> {
         while bytes > 0 {
             let rest = &self.slices[0][self.offset..];
             let taken = rest.len().min(bytes);
-            output.extend_from_slice(&rest[..taken]);
+            rest[..taken].chunks(COPY_BYTES_MAX).for_each(|piece| output.extend_from_slice(piece));
             bytes -= taken;
             self.offset += taken;
             if self.offset == self.slices[0].len() {

@@ -11,7 +11,7 @@ use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
 use super::fault::Fault;
-use super::record::{FRAGMENT_BYTES_MAX, Opened, RECORD_BYTES_MAX, RecordLayer};
+use super::record::{COPY_BYTES_MAX, FRAGMENT_BYTES_MAX, Opened, RECORD_BYTES_MAX, RecordLayer};
 use super::secrets::Version;
 use super::state::SessionState;
 
@@ -318,7 +318,8 @@ impl Inbound {
             return false;
         }
         let bytes = self.plaintext.len().min(output.remaining());
-        output.put_slice(&self.buffer[self.plaintext.start..][..bytes]);
+        let read = &self.buffer[self.plaintext.start..][..bytes];
+        read.chunks(COPY_BYTES_MAX).for_each(|piece| output.put_slice(piece));
         self.plaintext.start += bytes;
         true
     }
