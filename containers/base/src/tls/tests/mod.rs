@@ -1,6 +1,5 @@
 //! TLS against real clients: the certificates, servers and clients that the tests share.
 
-mod bench;
 mod clients;
 mod forger;
 mod handshake;
