@@ -1,6 +1,6 @@
 //! What a first flight means by parsers that are not ours: httparse and tls-parser.
 use tls_parser::{
-    SNIType, TlsExtension, TlsMessage, TlsMessageHandshake, parse_tls_extensions,
+    SNIType, TlsExtension, TlsMessage, TlsMessageHandshake, parse_tls_extension_sni_content,
     parse_tls_message_handshake, parse_tls_raw_record,
 };
 
@@ -60,23 +60,41 @@ pub fn tls(bytes: &[u8], domains: &[&str]) -> Route {
         return Route::Malformed;
     };
     let Some(extensions) = hello.ext else { return Route::Nothing };
-    let Ok(([], extensions)) = parse_tls_extensions(extensions) else { return Route::Malformed };
     if !rest.is_empty() {
         return Route::Malformed;
     }
-    let names: Vec<_> = extensions
-        .iter()
-        .filter_map(|extension| if let TlsExtension::SNI(names) = extension { Some(names) } else { None })
-        .collect();
+    let Some(names) = server_names(extensions) else { return Route::Malformed };
     match names[..] {
         [] => Route::Nothing,
-        [names] => match names[..] {
+        [ref names] => match names[..] {
             [(SNIType::HostName, name)] => host(name, domains),
             [] => Route::Nothing,
             _ => Route::Malformed,
         },
         _ => Route::Malformed,
     }
+}
+
+/// The content of each server_name extension. Others may be anything: to judge them is the server's business.
+fn server_names(mut extensions: &[u8]) -> Option<Vec<Vec<(SNIType, &[u8])>>> {
+    let mut found = Vec::new();
+    while !extensions.is_empty() {
+        let (&[kind_high, kind_low, high, low], rest) = extensions.split_first_chunk()?;
+        let (content, rest) = rest.split_at_checked(usize::from(high) << 8 | usize::from(low))?;
+        if (kind_high, kind_low) == (0, 0) {
+            let Ok(([], TlsExtension::SNI(names))) = parse_tls_extension_sni_content(content) else {
+                return None;
+            };
+            // tls-parser drops what is left of a list when the next name is cut.
+            let listed: usize = names.iter().map(|(_, name)| 3 + name.len()).sum();
+            if !content.is_empty() && content.len() != 2 + listed {
+                return None;
+            }
+            found.push(names);
+        }
+        extensions = rest;
+    }
+    Some(found)
 }
 
 fn host(name: &[u8], domains: &[&str]) -> Route {
@@ -98,9 +116,10 @@ fn handshake_message(bytes: &[u8]) -> Result<Vec<u8>, Route> {
             }
         }
         match parse_tls_raw_record(rest) {
-            Ok((_, record)) if record.hdr.record_type.0 != 22 || record.data.is_empty() => {
+            Ok((_, record)) if record.hdr.record_type.0 != 22 || record.hdr.version.0 >> 8 != 3 => {
                 return Err(Route::Malformed);
             }
+            Ok((_, record)) if record.data.is_empty() => return Err(Route::Malformed),
             Ok((tail, record)) => {
                 message.extend_from_slice(record.data);
                 rest = tail;
