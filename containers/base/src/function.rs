@@ -178,7 +178,7 @@ async fn serve_connection<S: Service>(
     connection: Connection,
     shared: Rc<Shared>,
     acceptor: Option<Acceptor>,
-    service: S,
+    mut service: S,
 ) {
     let Connection { id, protocol, purpose, socket, held } = connection;
     if !is_for(&shared.identity.name, &purpose) {
@@ -188,7 +188,8 @@ async fn serve_connection<S: Service>(
     let stream = match (protocol, acceptor) {
         (Protocol::Http, _) => Stream::Plain(socket),
         (Protocol::Https, Some(acceptor)) => {
-            match acceptor.accept(socket, shared.limits.head_timeout).await {
+            // On the heap, because what the handshake needs is not needed afterwards.
+            match Box::pin(acceptor.accept(socket, shared.limits.head_timeout)).await {
                 Ok(stream) => Stream::Tls(stream),
                 Err(failure) => {
                     tracing::debug!(id, error = %failure.error, "no TLS session");
@@ -206,7 +207,9 @@ async fn serve_connection<S: Service>(
             return shared.linger.close(socket).await;
         }
     };
-    http::Connection::new(stream, protocol, &shared).serve(service, held).await;
+    let mut connection = http::Connection::new(stream, protocol, &shared);
+    let finish = connection.serve(&mut service).await;
+    connection.finish(finish, held).await;
 }
 
 fn is_for(name: &FunctionName, purpose: &Purpose) -> bool {

@@ -2,16 +2,19 @@
 use std::{
     cell::{Cell, RefCell},
     io,
+    pin::Pin,
     rc::{Rc, Weak},
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
     },
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
 use common::Protocol;
 use handoff::{Hello, InstanceEnd, MAX_BATCH, Purpose, ReceiveBuffer, Received};
+use pin_project_lite::pin_project;
 use tokio::{
     sync::{Notify, mpsc},
     task::{LocalSet, spawn_local},
@@ -237,12 +240,8 @@ where
             socket: Socket::new(fd, record.peer),
             held: Held::new(&self.worker.open),
         };
-        let task = (self.handler)(connection);
-        let worker = self.worker.clone();
-        spawn_local(async move {
-            task.await;
-            worker.publish();
-        });
+        let serving = (self.handler)(connection);
+        spawn_local(Published { serving, worker: self.worker.clone() });
     }
 
     fn is_full(&self) -> bool {
@@ -259,6 +258,27 @@ where
             }
             changed.await;
         }
+    }
+}
+
+pin_project! {
+    /// Tells the gateways when a connection is over. A future of its own, because an async block would hold the one
+    /// that it awaits twice.
+    struct Published<F> {
+        #[pin]
+        serving: F,
+        worker: Worker,
+    }
+}
+
+impl<F: Future<Output = ()>> Future for Published<F> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.project();
+        ready!(this.serving.poll(cx));
+        this.worker.publish();
+        Poll::Ready(())
     }
 }
 

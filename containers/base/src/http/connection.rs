@@ -9,11 +9,10 @@ use std::{
 
 use bytes::{Buf, Bytes, BytesMut};
 use common::{Protocol, limits::EMPTY_LINES};
-use http::{HeaderValue, Request, Response, header::CONTENT_TYPE};
+use http::{HeaderValue, Response, header::CONTENT_TYPE};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
 
 use super::{
-    body::Body,
     exchange::{Exchange, Next},
     head::{Fields, Framing, Head, HeadScan},
     incoming::Incoming,
@@ -23,7 +22,7 @@ use super::{
     response::{self, Coding, Persistence},
     route::{Identity, Route},
     service::Service,
-    upgrade::{OnUpgrade, Upgraded},
+    upgrade::{Handover, OnUpgrade, Upgraded},
 };
 use crate::{
     linger::Linger,
@@ -60,7 +59,7 @@ pub struct Connection<'a> {
 
 /// How a connection ends.
 #[derive(Debug)]
-pub(super) enum End {
+pub enum End {
     /// The client has ended it, or has said that it would; then it may have sent more all the same.
     Close { unread: bool },
     /// We end it, and the client may still be sending.
@@ -69,13 +68,20 @@ pub(super) enum End {
     Lost(io::Error),
 }
 
+/// What is left to do with a connection that serves no more.
+#[derive(Debug)]
+pub enum Finish {
+    End(End),
+    Upgrade(Handover),
+}
+
 /// A head's consequence.
 #[expect(
     clippy::large_enum_variant,
     reason = "it lives for one statement, and boxing would cost each request"
 )]
 pub(super) enum Judged {
-    Serve(Exchange, Request<Body>),
+    Serve(Exchange),
     /// Answered without a handler, and the connection goes on if it can.
     Refuse(Reject, Persistence, Coding),
 }
@@ -97,43 +103,34 @@ impl<'a> Connection<'a> {
         }
     }
 
-    /// Serves requests until the connection is over; `held` goes with the stream if the protocol changes.
-    pub async fn serve<S: Service>(mut self, mut service: S, held: impl Send + Sync + 'static) {
-        let end = loop {
-            let judged = match poll_fn(|cx| self.poll_head(cx)).await {
-                Ok(Ok(length)) => self.judge(length),
-                Ok(Err(reject)) => Err(reject),
-                Err(end) => break end,
+    /// Serves requests until the connection is over, and says how it is to end.
+    pub async fn serve<S: Service>(&mut self, service: &mut S) -> Finish {
+        loop {
+            let mut exchange = match poll_fn(|cx| self.poll_exchange(cx)).await {
+                Ok(exchange) => exchange,
+                Err(end) => return Finish::End(end),
             };
-            match judged {
-                Ok(Judged::Serve(exchange, request)) => {
-                    match exchange.run(&mut self, &mut service, request).await {
-                        Next::Request => {}
-                        Next::End(end) => break end,
-                        Next::Upgrade(handover) => match self.flush().await {
-                            Ok(()) => {
-                                let (stream, unread) = self.into_parts();
-                                // A handler that doesn't wait for its stream has ended the connection.
-                                let _ = handover.send(Upgraded::new(stream, unread, Box::new(held)));
-                                return;
-                            }
-                            Err(error) => break End::Lost(error),
-                        },
-                    }
-                }
-                Ok(Judged::Refuse(reject, persistence, coding)) => {
-                    self.answer(reject, persistence, coding);
-                    if persistence == Persistence::Close {
-                        break End::Linger;
-                    }
-                }
-                Err(reject) => {
-                    self.refuse(reject);
-                    break End::Linger;
-                }
+            match exchange.run(self, service).await {
+                Next::Request => {}
+                Next::End(end) => return Finish::End(end),
+                Next::Upgrade(handover) => return Finish::Upgrade(handover),
             }
-        };
-        self.end(end).await;
+        }
+    }
+
+    /// Ends the connection; `held` goes with the stream if the protocol changes.
+    pub async fn finish(mut self, finish: Finish, held: impl Send + Sync + 'static) {
+        match finish {
+            Finish::End(end) => self.end(end).await,
+            Finish::Upgrade(handover) => match self.flush().await {
+                Ok(()) => {
+                    let (stream, unread) = self.into_parts();
+                    // A handler that doesn't wait for its stream has ended the connection.
+                    let _ = handover.send(Upgraded::new(stream, unread, Box::new(held)));
+                }
+                Err(error) => self.end(End::Lost(error)).await,
+            },
+        }
     }
 
     /// Takes the connection apart between two requests, with its answers sent: what is left of it is its stream, and
@@ -141,6 +138,29 @@ impl<'a> Connection<'a> {
     pub fn into_parts(self) -> (Stream, Bytes) {
         debug_assert!(self.output.is_empty(), "an answer would be lost");
         (self.stream, self.input.freeze())
+    }
+
+    /// Waits for a request that a handler is to see, and answers the others.
+    fn poll_exchange(&mut self, cx: &mut Context<'_>) -> Poll<Result<Exchange, End>> {
+        loop {
+            let judged = match ready!(self.poll_head(cx))? {
+                Ok(length) => self.judge(length),
+                Err(reject) => Err(reject),
+            };
+            match judged {
+                Ok(Judged::Serve(exchange)) => return Poll::Ready(Ok(exchange)),
+                Ok(Judged::Refuse(reject, persistence, coding)) => {
+                    self.answer(reject, persistence, coding);
+                    if persistence == Persistence::Close {
+                        return Poll::Ready(Err(End::Linger));
+                    }
+                }
+                Err(reject) => {
+                    self.refuse(reject);
+                    return Poll::Ready(Err(End::Linger));
+                }
+            }
+        }
     }
 
     /// Waits for a whole head at the front of the input, and consumes nothing of it.
@@ -239,7 +259,8 @@ impl<'a> Connection<'a> {
         let limits = &self.shared.limits;
         let (body, incoming) =
             Incoming::open(head.framing, &mut self.input, limits.body_bytes, head.expects_continue)?;
-        let mut exchange = Exchange::new(&head, incoming, self.requests >= limits.requests);
+        let last = self.requests >= limits.requests;
+        let mut exchange = Exchange::new(&head, incoming, last);
         let may_upgrade = head.may_upgrade;
         let mut request = head.into_request(bytes, path, body)?;
         if let Ok(peer) = self.stream.socket().peer() {
@@ -250,7 +271,8 @@ impl<'a> Connection<'a> {
             request.extensions_mut().insert(on_upgrade);
             exchange.offer(handover);
         }
-        Ok(Judged::Serve(exchange, request))
+        exchange.ask(request);
+        Ok(Judged::Serve(exchange))
     }
 
     /// Answers a request that can't be understood, after which nothing can.

@@ -29,6 +29,8 @@ const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
 /// A request in progress.
 pub struct Exchange {
+    /// Until the handler takes it.
+    request: Option<Request<Body>>,
     method: Method,
     version: Version,
     persistence: Persistence,
@@ -92,6 +94,7 @@ impl Exchange {
         let persistence =
             if head.keep_alive && !last { Persistence::kept(head.version) } else { Persistence::Close };
         Self {
+            request: None,
             method: head.method.clone(),
             version: head.version,
             persistence,
@@ -110,13 +113,13 @@ impl Exchange {
         self.handover = Some(handover);
     }
 
-    pub(super) async fn run<S: Service>(
-        mut self,
-        connection: &mut Connection<'_>,
-        service: &mut S,
-        request: Request<Body>,
-    ) -> Next {
-        let failure = match self.serve(connection, service, request).await {
+    /// The request for the handler.
+    pub(super) fn ask(&mut self, request: Request<Body>) {
+        self.request = Some(request);
+    }
+
+    pub(super) async fn run<S: Service>(&mut self, connection: &mut Connection<'_>, service: &mut S) -> Next {
+        let failure = match self.serve(connection, service).await {
             Ok(next) => return next,
             Err(failure) => failure,
         };
@@ -146,20 +149,23 @@ impl Exchange {
         &mut self,
         connection: &mut Connection<'_>,
         service: &mut S,
-        request: Request<Body>,
     ) -> Result<Next, Failure> {
-        let (head, body) = self.call(connection, service, request).await?.into_parts();
-        if head.status == StatusCode::SWITCHING_PROTOCOLS
-            && let Some(handover) = self.handover.take()
+        let body = {
+            let (head, body) = self.call(connection, service).await?.into_parts();
+            if let Some(handover) = self.accept(connection, head, &body)? {
+                return Ok(Next::Upgrade(handover));
+            }
+            body
+        };
         {
-            let flat = connection.output.flat();
-            response::write_head(flat, &head, Coding::None { length: None }, Persistence::Upgrade);
-            return Ok(Next::Upgrade(handover));
+            let mut body = pin!(body);
+            poll_fn(|cx| {
+                self.poll_drive(connection, cx, |exchange, connection, cx| {
+                    exchange.step_body(connection, body.as_mut(), cx)
+                })
+            })
+            .await??;
         }
-        if head.status.is_informational() {
-            return Err(failed("it answered with an interim status"));
-        }
-        self.send(connection, head, body).await?;
         self.finish(connection).await
     }
 
@@ -168,13 +174,13 @@ impl Exchange {
         &mut self,
         connection: &mut Connection<'_>,
         service: &mut S,
-        request: Request<Body>,
     ) -> Result<Response<S::Body>, Failure> {
         poll_fn(|cx| {
             self.poll_drive(connection, cx, |_, _, cx| Step::from(guard(|| service.poll_ready(cx))))
         })
         .await??
         .map_err(failed)?;
+        let request = self.request.take().unwrap_or_default();
         let mut answer = pin!(guard(|| service.call(request))?);
         poll_fn(|cx| {
             self.poll_drive(connection, cx, |_, _, cx| Step::from(guard(|| answer.as_mut().poll(cx))))
@@ -183,24 +189,33 @@ impl Exchange {
         .map_err(failed)
     }
 
-    /// Writes the answer; returns when all of it is in the output buffer.
-    async fn send<B>(&mut self, connection: &mut Connection<'_>, head: Parts, body: B) -> Result<(), Failure>
+    /// Decides how the answer is sent; its head is written when something of its body is known.
+    fn accept<B>(
+        &mut self,
+        connection: &mut Connection<'_>,
+        head: Parts,
+        body: &B,
+    ) -> Result<Option<Handover>, Failure>
     where
         B: http_body::Body<Data = Bytes, Error: Into<BoxError>>,
     {
+        if head.status == StatusCode::SWITCHING_PROTOCOLS
+            && let Some(handover) = self.handover.take()
+        {
+            let flat = connection.output.flat();
+            response::write_head(flat, &head, Coding::None { length: None }, Persistence::Upgrade);
+            return Ok(Some(handover));
+        }
+        if head.status.is_informational() {
+            return Err(failed("it answered with an interim status"));
+        }
         let exact_bytes = if body.is_end_stream() { Some(0) } else { body.size_hint().exact() };
         let coding = Coding::of(&self.method, self.version, &head, exact_bytes);
         if response::asks_to_close(&head.headers) || coding == Coding::UntilClose {
             self.persistence = Persistence::Close;
         }
         self.answer = Answer::Ready(head, coding);
-        let mut body = pin!(body);
-        poll_fn(|cx| {
-            self.poll_drive(connection, cx, |exchange, connection, cx| {
-                exchange.step_body(connection, body.as_mut(), cx)
-            })
-        })
-        .await?
+        Ok(None)
     }
 
     fn step_body<B>(

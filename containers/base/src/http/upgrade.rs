@@ -37,7 +37,7 @@ pub struct Upgraded {
 #[error("the connection was not upgraded")]
 pub struct NotUpgraded;
 
-pub(super) type Handover = oneshot::Sender<Upgraded>;
+pub type Handover = oneshot::Sender<Upgraded>;
 
 impl OnUpgrade {
     pub(super) fn new() -> (Handover, Self) {

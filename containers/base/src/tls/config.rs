@@ -35,6 +35,8 @@ pub enum ConfigError {
     Pem { origin: String, source: pem::Error },
     #[error("{origin} holds no certificate")]
     NoCertificate { origin: String },
+    #[error("{origin} holds no private key")]
+    NoKey { origin: String },
     #[error("{origin} holds no private key that TLS can use")]
     Key { origin: String, source: rustls::Error },
     #[error("the key in {key} doesn't belong to the certificate in {certificate}")]
@@ -171,8 +173,10 @@ impl Pem {
     }
 
     fn signing_key(&self) -> Result<Arc<dyn rustls::sign::SigningKey>, ConfigError> {
-        let mut der = PrivateKeyDer::from_pem_slice(&self.bytes)
-            .map_err(|source| ConfigError::Pem { origin: self.origin.clone(), source })?;
+        let mut der = PrivateKeyDer::from_pem_slice(&self.bytes).map_err(|source| match source {
+            pem::Error::NoItemsFound => ConfigError::NoKey { origin: self.origin.clone() },
+            source => ConfigError::Pem { origin: self.origin.clone(), source },
+        })?;
         let key = ring::sign::any_supported_type(&der);
         der.zeroize();
         key.map_err(|source| ConfigError::Key { origin: self.origin.clone(), source })
@@ -189,4 +193,67 @@ fn read_from_start(file: &File) -> io::Result<Zeroizing<Vec<u8>>> {
     let mut bytes = Zeroizing::new(vec![0; length as usize]);
     file.read_exact_at(&mut bytes, 0)?;
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Seek, SeekFrom, Write};
+
+    use super::super::tests::{ecdsa_site, rsa_site};
+    use super::*;
+
+    fn file(content: &str) -> File {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(content.as_bytes()).unwrap();
+        file
+    }
+
+    fn refusal(outcome: Result<Acceptor, ConfigError>) -> String {
+        outcome.err().unwrap().to_string()
+    }
+
+    #[test]
+    fn files_are_read_from_their_start_however_often() {
+        let site = ecdsa_site();
+        let (certificate, mut key) = (file(&site.certificate_pem), file(&site.key_pem));
+        for offset in [0, 10, 1 << 20] {
+            key.seek(SeekFrom::Start(offset)).unwrap();
+            assert!(Acceptor::from_files(&certificate, &key).is_ok());
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_with_its_file() {
+        let site = ecdsa_site();
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str, content: &str| {
+            let path = directory.path().join(name);
+            std::fs::write(&path, content).unwrap();
+            path
+        };
+        let certificate = path("certificate.pem", &site.certificate_pem);
+        let key = path("key.pem", &site.key_pem);
+        let other_key = path("other_key.pem", &rsa_site().key_pem);
+        let empty = path("empty.pem", "");
+        let cut = path("cut.pem", &site.key_pem[..site.key_pem.len() - 30]);
+        let nonsense = path("nonsense.pem", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n");
+        let large = path("large.pem", &"x".repeat(PEM_BYTES_MAX as usize + 1));
+        let missing = directory.path().join("missing.pem");
+        assert!(Acceptor::from_paths(&certificate, &key).is_ok());
+        for (certificate, key, wrong, reason) in [
+            (&missing, &key, "missing.pem", "can't read"),
+            (&certificate, &missing, "missing.pem", "can't read"),
+            (&large, &key, "large.pem", "can't read"),
+            (&empty, &key, "empty.pem", "holds no certificate"),
+            (&key, &key, "key.pem", "holds no certificate"),
+            (&certificate, &empty, "empty.pem", "holds no private key"),
+            (&certificate, &certificate, "certificate.pem", "holds no private key"),
+            (&certificate, &cut, "cut.pem", "is not PEM"),
+            (&certificate, &nonsense, "nonsense.pem", "holds no private key"),
+            (&certificate, &other_key, "other_key.pem", "doesn't belong"),
+        ] {
+            let said = refusal(Acceptor::from_paths(certificate, key));
+            assert!(said.contains(wrong) && said.contains(reason), "{wrong}: {said}");
+        }
+    }
 }

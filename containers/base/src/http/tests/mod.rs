@@ -62,14 +62,16 @@ impl Site {
         Self::with(Protocol::Http, Limits::default(), service)
     }
 
-    fn with<S: Service>(protocol: Protocol, limits: Limits, service: S) -> Self {
+    fn with<S: Service>(protocol: Protocol, limits: Limits, mut service: S) -> Self {
         let (client, socket) = sockets();
         client.set_nonblocking(true).unwrap();
         let client = TcpStream::from_std(client).unwrap();
         let shared = shared(limits);
         let stop = shared.stop.clone();
         let served = spawn_local(async move {
-            Connection::new(Stream::Plain(socket), protocol, &shared).serve(service, ()).await;
+            let mut connection = Connection::new(Stream::Plain(socket), protocol, &shared);
+            let finish = connection.serve(&mut service).await;
+            connection.finish(finish, ()).await;
         });
         Self { client, served, stop }
     }

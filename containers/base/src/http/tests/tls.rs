@@ -63,9 +63,9 @@ fn requests_pass_through_tls_unchanged() {
         run(async {
             let stream = acceptor.accept(socket, PATIENCE).await.unwrap();
             let shared = shared(Limits::default());
-            Connection::new(Stream::Tls(stream), Protocol::Https, &shared)
-                .serve(tower::service_fn(echo), ())
-                .await;
+            let mut connection = Connection::new(Stream::Tls(stream), Protocol::Https, &shared);
+            let finish = connection.serve(&mut tower::service_fn(echo)).await;
+            connection.finish(finish, ()).await;
         });
         let (received, last) = client.join().unwrap();
         assert!(Answer::parse_all(&received, &["PUT"])[0].body == expected);

@@ -5,6 +5,7 @@ mod forger;
 mod handshake;
 mod moves;
 mod record;
+mod rekeying;
 mod session;
 
 use std::future::Future;
