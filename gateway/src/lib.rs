@@ -6,6 +6,7 @@ pub mod gateway;
 pub mod instances;
 pub mod kernel;
 pub mod listener;
+pub mod logs;
 pub mod mode;
 pub mod peek;
 pub mod pending;

@@ -8,7 +8,10 @@ use std::{
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
-use gateway::config::{Config, VerdictMode};
+use gateway::{
+    config::{Config, VerdictMode},
+    logs::{Log, Logs},
+};
 use tracing_subscriber::EnvFilter;
 
 /// Accepts connections, judges in the kernel which function each is for, and hands it over.
@@ -66,8 +69,7 @@ struct SuperviseArgs {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    log_to_stderr();
-    match run(cli.command) {
+    match logged(|log| run(cli.command, log)) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("pointsman: {error:#}");
@@ -76,7 +78,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> Result<ExitCode> {
+fn run(command: Command, log: &Log) -> Result<ExitCode> {
     match command {
         Command::Gateway(args) => {
             let mut config = Config::load(args.config.config.as_deref())?;
@@ -86,7 +88,7 @@ fn run(command: Command) -> Result<ExitCode> {
             gateway::start::run(&config, !args.unsafe_no_trim)?;
         }
         Command::Supervise(args) => {
-            gateway::supervise::run(&Config::load(args.config.config.as_deref())?, &args.options)?;
+            gateway::supervise::run(&Config::load(args.config.config.as_deref())?, &args.options, log)?;
         }
         Command::Check(args) => print!("{}", Config::load(args.config.as_deref())?.to_toml()),
         Command::Doctor => return Ok(gateway::doctor::run()),
@@ -94,12 +96,18 @@ fn run(command: Command) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Levels come from POINTSMAN_LOG, in the syntax of RUST_LOG.
-fn log_to_stderr() {
+/// Logs to standard error until the work is done. Levels come from POINTSMAN_LOG, in the syntax of RUST_LOG.
+fn logged<T>(work: impl FnOnce(&Log) -> Result<T>) -> Result<T> {
+    let logs = Logs::to(io::stderr())?;
+    let log = logs.log();
+    let writer = log.clone();
     let filter = EnvFilter::try_from_env("POINTSMAN_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(io::stderr().is_terminal())
-        .with_writer(io::stderr)
+        .with_writer(move || writer.clone())
         .init();
+    let done = work(&log);
+    logs.finish();
+    done
 }

@@ -1,5 +1,5 @@
 //! The parent of the functions: makes their sockets, keeps them running, stops them in order.
-use std::{io, path::PathBuf, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result};
 use tokio::{
@@ -12,17 +12,19 @@ use tokio::{
 
 use self::{
     keeper::{Keeper, Order},
-    logs::Logs,
     program::Program,
     sockets::Directory,
 };
-use crate::config::{Config, REFUSAL, own_directory};
+use crate::{
+    config::{Config, REFUSAL, own_directory},
+    logs::Log,
+};
 
 mod backoff;
 mod child;
 mod keeper;
 mod lines;
-mod logs;
+mod output;
 mod program;
 mod setup;
 mod sockets;
@@ -44,17 +46,18 @@ pub struct Options {
     refusal: Option<PathBuf>,
 }
 
-/// Runs the functions until SIGTERM or SIGINT; a second one of them ends the functions at once.
+/// Runs the functions until SIGTERM or SIGINT; a second one of them ends the functions at once. What functions write
+/// goes to the log.
 ///
 /// To be called in the process's main thread: functions are killed when the thread that started them ends.
-pub fn run(config: &Config, options: &Options) -> Result<()> {
+pub fn run(config: &Config, options: &Options, log: &Log) -> Result<()> {
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         // Before there is anything that a signal would leave behind.
         let requests = stop_signals()?;
         let programs = programs(config, options)?;
         let directory = Directory::open(&config.gateway.functions_dir)?;
-        Supervisor::start(directory, programs, Logs::to(io::stderr())?)?.run(requests).await;
+        Supervisor::start(directory, programs, log)?.run(requests).await;
         Ok(())
     })
 }
@@ -99,26 +102,25 @@ fn refusal(options: &Options) -> Result<PathBuf> {
 struct Supervisor {
     functions: Group,
     refusal: Group,
-    logs: Logs,
     /// After the groups, whose sockets are in it.
     _directory: Directory,
 }
 
 impl Supervisor {
     /// Starts all programs or none; the first one is refusal's.
-    fn start(directory: Directory, programs: Vec<Program>, logs: Logs) -> Result<Self> {
+    fn start(directory: Directory, programs: Vec<Program>, log: &Log) -> Result<Self> {
         let mut keepers = Vec::with_capacity(programs.len());
         for program in programs {
             let name = program.name;
             let listener = directory.listen(name)?;
-            let keeper = Keeper::start(program, listener, logs.log());
+            let keeper = Keeper::start(program, listener, log.clone());
             keepers.push(keeper.with_context(|| format!("function {name} can't be started"))?);
         }
         let names: Vec<_> = keepers.iter().map(|keeper| keeper.name().to_string()).collect();
         tracing::info!(functions = names.join(" "), "functions are up");
         let mut keepers = keepers.into_iter();
         let refusal = Group::of(keepers.by_ref().take(1));
-        Ok(Self { functions: Group::of(keepers), refusal, logs, _directory: directory })
+        Ok(Self { functions: Group::of(keepers), refusal, _directory: directory })
     }
 
     /// Runs until the first request to stop, then stops in order, or at once on the second one.
@@ -129,7 +131,6 @@ impl Supervisor {
         let hurried = self.functions.stop(begun + FUNCTIONS_PATIENCE, &mut requests).await;
         let patience = if hurried { Duration::ZERO } else { PATIENCE };
         self.refusal.stop(begun + patience, &mut requests).await;
-        self.logs.finish();
     }
 }
 

@@ -1,9 +1,7 @@
 //! A function's process, from its start to its end.
 use std::{
-    convert::Infallible,
     fs::File,
-    future::pending,
-    io::{self, PipeReader, pipe},
+    io::{self, pipe},
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::process::CommandExt,
@@ -12,32 +10,24 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::FunctionName;
-use rustix::{
-    io::ioctl_fionbio,
-    process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, pidfd_send_signal},
-};
-use tokio::{io::unix::AsyncFd, task::consume_budget};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, pidfd_send_signal};
+use tokio::io::unix::AsyncFd;
 
 use super::{
-    lines::Lines,
-    logs::Log,
+    output::Output,
     program::Program,
     setup::{Passed, Setup},
 };
-use crate::readable::{OwnsDescriptor, watch};
+use crate::{
+    logs::Log,
+    readable::{OwnsDescriptor, watch},
+};
 
 /// The listening socket's name among the passed descriptors.
 const POOL: &str = "pool";
 
-/// What a full pipe holds by default (pipe(7)): the last words of a process that has ended.
-const PIPE_BYTES: usize = 64 * 1024;
-
 // SAFETY: an `OwnedFd` keeps its descriptor until it is dropped.
 unsafe impl OwnsDescriptor for OwnedFd {}
-
-// SAFETY: a `PipeReader` is an `OwnedFd`.
-unsafe impl OwnsDescriptor for PipeReader {}
 
 pub struct Child {
     process: process::Child,
@@ -151,49 +141,4 @@ impl Drop for Child {
 
 fn exit_of(pid: Pid) -> io::Result<AsyncFd<OwnedFd>> {
     watch(pidfd_open(pid, PidfdFlags::empty())?)
-}
-
-/// The end of the pipe that is the process's standard output and standard error.
-struct Output {
-    pipe: AsyncFd<PipeReader>,
-    lines: Lines,
-    name: FunctionName,
-    log: Log,
-}
-
-impl Output {
-    fn new(pipe: PipeReader, name: FunctionName, log: Log) -> io::Result<Self> {
-        ioctl_fionbio(&pipe, true)?;
-        Ok(Self { pipe: watch(pipe)?, lines: Lines::new(), name, log })
-    }
-
-    async fn carry(&mut self) -> Infallible {
-        loop {
-            let Ok(mut ready) = self.pipe.readable().await else { return pending().await };
-            let read = ready.try_io(|pipe| {
-                self.lines.read(pipe.get_ref(), |line| self.log.line(self.name.as_str(), line))
-            });
-            match read {
-                // At the end, or broken: nothing comes any more.
-                Ok(Ok(0) | Err(_)) => return pending().await,
-                // A function that never stops writing leaves the others their turn.
-                Ok(Ok(_)) => consume_budget().await,
-                Err(_would_block) => {}
-            }
-        }
-    }
-
-    /// Carries what is there without waiting for more: a process that got away may hold the pipe open for ever.
-    fn drain(&mut self) {
-        let line = |line: &[u8]| self.log.line(self.name.as_str(), line);
-        let mut drained = 0;
-        while drained < PIPE_BYTES {
-            match self.lines.read(self.pipe.get_ref(), line) {
-                Ok(0) | Err(_) => break,
-                Ok(read) => drained += read,
-            }
-        }
-        // A line that was begun is ended here; reading nothing can't fail.
-        let _ = self.lines.read(io::empty(), line);
-    }
 }

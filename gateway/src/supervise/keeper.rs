@@ -7,10 +7,10 @@ use tokio::{sync::watch, time::sleep};
 use super::{
     backoff::Backoff,
     child::{Child, Life},
-    logs::Log,
     program::Program,
     sockets::Listener,
 };
+use crate::logs::Log;
 
 /// What the supervisor wants; each one includes what stands before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

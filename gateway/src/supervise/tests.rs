@@ -20,7 +20,8 @@ use rustix::{
 use tempfile::TempDir;
 use tokio::{task::JoinHandle, time::timeout};
 
-use super::{child::Child, logs::Log, user::User, *};
+use super::{child::Child, user::User, *};
+use crate::logs::Logs;
 
 /// What is waited for comes at once, or the test has failed.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -40,7 +41,7 @@ impl Running {
         let folder = tempfile::tempdir().unwrap();
         let (logs, said) = logs();
         let directory = Directory::open(&folder.path().join("functions")).unwrap();
-        let supervisor = Supervisor::start(directory, programs, logs).unwrap();
+        let supervisor = Supervisor::start(directory, programs, &logs.log()).unwrap();
         let (stop, requests) = mpsc::channel(1);
         let ended = tokio::spawn(supervisor.run(requests));
         Self { folder, said, stop, ended }
@@ -100,6 +101,8 @@ fn logs() -> (Logs, Said) {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             for line in String::from_utf8(bytes.to_vec()).unwrap().lines() {
                 // Nobody reads any more: the test has seen what it waited for.
+                // Lines begin with the time.
+                let line = line.split_once(' ').map_or(line, |(_, line)| line);
                 let _ = self.0.send(line.to_owned());
             }
             Ok(bytes.len())
@@ -274,6 +277,17 @@ async fn a_function_that_ends_itself_runs_again_and_its_last_words_are_carried()
 }
 
 #[tokio::test]
+async fn a_function_that_never_stops_writing_keeps_nobody_waiting() {
+    let stubborn = "trap '' TERM; exec yes";
+    let mut running = Running::start(vec![script("refusal", SLEEP), script("echo", stubborn)]).await;
+    running.said.after("echo | y").await;
+    running.said.0.close();
+    running.stop().await;
+    running.stop().await;
+    running.ended().await;
+}
+
+#[tokio::test]
 async fn what_a_killed_function_had_started_goes_with_it() {
     let echo = script("echo", r#"sleep 1000 & echo helper $!; echo pid $$; wait"#);
     let mut running = Running::start(vec![script("refusal", SLEEP), echo]).await;
@@ -369,13 +383,13 @@ async fn all_start_or_none_does() {
         script("refusal", "echo pid $$; exec sleep 1000"),
         Program { executable: broken.clone(), ..script("echo", "") },
     ];
-    let failure = Supervisor::start(directory, programs, logs).err().unwrap();
+    let failure = Supervisor::start(directory, programs, &logs.log()).err().unwrap();
     let failure = format!("{failure:#}");
     let expected = format!("function echo can't be started: {}: No such file or directory", broken.display());
     assert!(failure.starts_with(&expected), "{failure}");
     assert!(!path.exists());
     // It may have been killed before it said anything.
-    log.line("test", b"end");
+    log.append(b"now test | end\n");
     let mut line = said.after("").await;
     if let Some(pid) = line.strip_prefix("refusal | pid ") {
         assert!(!Path::new("/proc").join(pid).exists(), "refusal runs on");
@@ -387,7 +401,7 @@ async fn all_start_or_none_does() {
 #[test]
 fn functions_die_with_the_thread_that_started_them() {
     let (logs, _said) = logs();
-    let log: Log = logs.log();
+    let log = logs.log();
     let starting = thread::spawn(move || {
         let runtime = runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let _context = runtime.enter();

@@ -1,4 +1,4 @@
-//! Carries the functions' lines to where logs go, without making a function or the supervisor wait for it.
+//! Writes log lines to where logs go, without making anybody wait for whoever reads them.
 use std::{
     io::{self, Write},
     mem,
@@ -7,12 +7,11 @@ use std::{
     time::Duration,
 };
 
-use super::lines::append_escaped;
-
-/// What waits for a reader that is slow; more is dropped, because a function that waits for its log serves nobody.
+/// What waits for a reader that is slow, such as a terminal that is held; more is dropped, because who waits for his
+/// log serves nobody.
 const QUEUE_BYTES: usize = 1024 * 1024;
 
-/// How long the end waits for a reader that has stopped reading.
+/// How long the end waits for a reader that may have stopped reading.
 const FINISH_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The thread that writes.
@@ -34,7 +33,8 @@ struct Shared {
 #[derive(Default)]
 struct Queue {
     bytes: Vec<u8>,
-    dropped: u64,
+    /// Lines.
+    dropped: usize,
     closed: bool,
 }
 
@@ -64,21 +64,32 @@ impl Logs {
 }
 
 impl Log {
-    pub fn line(&self, name: &str, line: &[u8]) {
+    /// Takes whole lines, or drops them if there is no room.
+    pub fn append(&self, lines: &[u8]) {
+        if lines.is_empty() {
+            return;
+        }
         let mut queue = self.0.lock();
-        // The most that escaping makes of a byte is 6, `\u{1b}`.
-        let room = QUEUE_BYTES.saturating_sub(queue.bytes.len());
-        if name.len() + 6 * line.len() > room {
-            queue.dropped += 1;
+        if queue.bytes.len() + lines.len() > QUEUE_BYTES {
+            queue.dropped += lines.iter().filter(|&&byte| byte == b'\n').count();
             return;
         }
         queue.report_dropped();
-        queue.bytes.extend_from_slice(name.as_bytes());
-        queue.bytes.extend_from_slice(b" | ");
-        append_escaped(line, &mut queue.bytes);
-        queue.bytes.push(b'\n');
+        queue.bytes.extend_from_slice(lines);
         drop(queue);
         self.0.changed.notify_one();
+    }
+}
+
+/// One call for whole lines, as tracing-subscriber makes it.
+impl Write for Log {
+    fn write(&mut self, lines: &[u8]) -> io::Result<usize> {
+        self.append(lines);
+        Ok(lines.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -86,9 +97,7 @@ impl Queue {
     fn report_dropped(&mut self) {
         let dropped = mem::take(&mut self.dropped);
         if dropped > 0 {
-            let report = format!(
-                "{dropped} lines of the functions were dropped here, because this log is read too slowly\n"
-            );
+            let report = format!("{dropped} lines were dropped here, because this log is read too slowly\n");
             self.bytes.extend_from_slice(report.as_bytes());
         }
     }
@@ -135,25 +144,29 @@ mod tests {
         (logs, reader)
     }
 
+    fn line(log: &Log, text: &[u8]) {
+        log.clone().write_all(&[text, b"\n"].concat()).unwrap();
+    }
+
     #[test]
-    fn lines_carry_the_functions_name_in_order() {
+    fn lines_are_written_in_order() {
         let (logs, mut reader) = through_a_pipe(|log| {
-            log.line("echo", b"one");
-            log.line("hello", b"\x1btwo\r");
-            log.line("echo", b"");
+            line(log, b"one");
+            log.append(b"two\n3\n");
+            line(log, b"");
         });
         logs.finish();
         let mut text = String::new();
         reader.read_to_string(&mut text).unwrap();
-        assert_eq!(text, "echo | one\nhello | \\u{1b}two\necho | \n");
+        assert_eq!(text, "one\ntwo\n3\n\n");
     }
 
     #[test]
     fn a_log_that_nobody_reads_makes_nobody_wait() {
-        let line = [b'x'; 8000];
+        let entry = [b'x'; 8000];
         let given = 1000;
         // More than the queue and the pipe hold together; returns although nobody reads.
-        let (logs, mut reader) = through_a_pipe(|log| (0..given).for_each(|_| log.line("echo", &line)));
+        let (logs, mut reader) = through_a_pipe(|log| (0..given).for_each(|_| line(log, &entry)));
         let reading = thread::spawn(move || {
             let mut text = String::new();
             reader.read_to_string(&mut text).unwrap();
@@ -165,7 +178,7 @@ mod tests {
             text.lines().partition(|line| line.contains("were dropped here"));
         let dropped: usize =
             reports.iter().map(|line| line.split(' ').next().unwrap().parse::<usize>().unwrap()).sum();
-        assert!(dropped > 0 && lines.iter().all(|line| line.len() == "echo | ".len() + 8000));
+        assert!(dropped > 0 && lines.iter().all(|line| line.len() == entry.len()));
         assert_eq!(dropped + lines.len(), given);
     }
 
@@ -173,7 +186,7 @@ mod tests {
     fn a_log_that_can_not_be_written_ends_all_the_same() {
         let (logs, reader) = through_a_pipe(|_| ());
         drop(reader);
-        logs.log().line("echo", b"lost");
+        line(&logs.log(), b"lost");
         logs.finish();
     }
 }
