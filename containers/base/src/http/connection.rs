@@ -16,7 +16,7 @@ use super::{
     exchange::{Exchange, Next},
     head::{Fields, Framing, Head, HeadScan},
     incoming::Incoming,
-    limits::Limits,
+    limits::{COPY_BYTES, Limits},
     output::Output,
     reject::Reject,
     response::{self, Coding, Persistence},
@@ -223,7 +223,10 @@ impl<'a> Connection<'a> {
         let mut bytes = [MaybeUninit::uninit(); HEAD_READ_BYTES];
         let mut buffer = ReadBuf::uninit(&mut bytes);
         ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buffer))?;
-        self.input.extend_from_slice(buffer.filled());
+        self.input.reserve(buffer.filled().len());
+        for piece in buffer.filled().chunks(COPY_BYTES) {
+            self.input.extend_from_slice(piece);
+        }
         Poll::Ready(Ok(buffer.filled().len()))
     }
 

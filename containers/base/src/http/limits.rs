@@ -27,8 +27,9 @@ pub const DRAIN_BYTES: u64 = 256 * 1024;
 /// Output that is gathered before it is written: more makes a write no cheaper.
 pub const OUTPUT_BYTES: usize = 64 * 1024;
 
-/// A piece of a body up to this is copied behind its head; a longer one is written from where it lies.
-pub const COPY_BYTES: usize = 4 * 1024;
+/// A piece of a body up to this is copied behind its head; a longer one is written from where it lies. Above this,
+/// some CPUs copy with `rep movsb`, which is slow where the destination isn't aligned.
+pub const COPY_BYTES: usize = 2 * 1024;
 
 /// A body that is still longer than this is worth a system call that takes its socket out of the gateway's sockmap.
 pub const UPLOAD_BYTES: u64 = 64 * 1024;
