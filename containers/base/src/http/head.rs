@@ -54,9 +54,13 @@ impl HeadScan {
         if length.is_none() && input.len() >= 2 * self.parsed {
             self.parsed = input.len();
             let mut fields = [const { MaybeUninit::uninit() }; FIELDS];
-            httparse::Request::new(&mut [])
-                .parse_with_uninit_headers(input, &mut fields)
-                .map_err(|error| rejection(error, input))?;
+            let parsed = httparse::Request::new(&mut []).parse_with_uninit_headers(input, &mut fields);
+            match parsed {
+                // Which version is asked for, and so the answer, shows at the end of the line.
+                Err(httparse::Error::Version) if self.line == 0 => {}
+                Err(error) => return Err(rejection(error, input)),
+                Ok(_) => {}
+            }
         }
         Ok(length)
     }

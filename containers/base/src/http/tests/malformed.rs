@@ -2,7 +2,10 @@
 use proptest::{prelude::*, sample::Index, test_runner::TestCaseResult};
 
 use super::*;
-use crate::http::limits::{FIELDS, HEAD_BYTES, REQUEST_LINE_BYTES};
+use crate::http::{
+    head::{Fields, Head, HeadScan},
+    limits::{FIELDS, HEAD_BYTES, REQUEST_LINE_BYTES},
+};
 
 /// Requests and the status of their refusal.
 fn malformed() -> Vec<(u16, Vec<u8>)> {
@@ -143,6 +146,35 @@ proptest! {
         cuts in prop::collection::vec(any::<Index>(), 0..6),
     ) {
         run(is_refused(status, &request, before, &cuts))?;
+    }
+}
+
+/// What a head comes to when it arrives in these steps: its status, or none when it is sound.
+fn status_of(steps: &[&[u8]]) -> Option<u16> {
+    let mut scan = HeadScan::default();
+    for input in steps {
+        match scan.next(input) {
+            Ok(Some(length)) => {
+                return Head::parse(&input[..length], &mut Fields::new())
+                    .err()
+                    .map(|reject| reject.status.as_u16());
+            }
+            Ok(None) => {}
+            Err(reject) => return Some(reject.status.as_u16()),
+        }
+    }
+    None
+}
+
+#[test]
+fn no_cut_changes_the_answer() {
+    for (_, request) in malformed().into_iter().filter(|(_, request)| request.len() < 1000) {
+        let whole = status_of(&[&request]);
+        for cut in 1..request.len() {
+            assert_eq!(status_of(&[&request[..cut], &request]), whole, "{}", request[..cut].escape_ascii());
+        }
+        let bytewise: Vec<_> = (1..=request.len()).map(|end| &request[..end]).collect();
+        assert_eq!(status_of(&bytewise), whole, "{}", request.escape_ascii());
     }
 }
 
