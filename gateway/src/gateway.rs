@@ -147,8 +147,13 @@ impl Gateway {
             match listener.try_io(Interest::READABLE, listener::accept) {
                 Ok((socket, name)) => {
                     self.counters.accepted += 1;
-                    let accepted =
-                        Accepted { socket, protocol, accepted_at: now, accepted_at_ns: now_ns, peeked: false };
+                    let accepted = Accepted {
+                        socket,
+                        protocol,
+                        accepted_at: now,
+                        accepted_at_ns: now_ns,
+                        peeked: false,
+                    };
                     self.judge(accepted, name);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
@@ -177,7 +182,9 @@ impl Gateway {
                 Ok(0) => {
                     if !self.not_enrolled_was_said {
                         self.not_enrolled_was_said = true;
-                        tracing::warn!("the kernel path does not follow every connection: some are judged in user space");
+                        tracing::warn!(
+                            "the kernel path does not follow every connection: some are judged in user space"
+                        );
                     }
                     self.look(accepted, Some(name));
                 }
@@ -365,7 +372,11 @@ impl Gateway {
             let verdict = self.last_word(cookie, &accepted);
             self.release(accepted, verdict);
         }
-        let given_up = self.unplaced.iter().take_while(|ready| ready.wait_until.is_none_or(|until| until <= now)).count();
+        let given_up = self
+            .unplaced
+            .iter()
+            .take_while(|ready| ready.wait_until.is_none_or(|until| until <= now))
+            .count();
         self.give_up(given_up);
     }
 

@@ -9,11 +9,11 @@ use std::{
 use nix::libc;
 use socket2::{Domain, SockAddr, Socket, Type};
 
-/// As long as a connection may be without a verdict; without it the kernel drops a silent one by itself, unseen.
+/// Room for the connections of a few milliseconds at full load; the kernel caps it at net.core.somaxconn.
 const BACKLOG: i32 = 4096;
 
-/// Listens so that a connection comes out of `accept` with its first bytes (tcp(7), TCP_DEFER_ACCEPT).
-pub fn listen(address: SocketAddr, defer: Duration) -> io::Result<Socket> {
+/// Takes an address, and no connections yet.
+pub fn bind(address: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
     socket.set_reuse_address(true)?;
     if address.is_ipv6() && address.ip().is_unspecified() {
@@ -22,9 +22,13 @@ pub fn listen(address: SocketAddr, defer: Duration) -> io::Result<Socket> {
     }
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
-    set_defer_accept(&socket, defer)?;
-    socket.listen(BACKLOG)?;
     Ok(socket)
+}
+
+/// Listens so that a connection comes out of `accept` with its first bytes.
+pub fn listen(socket: &Socket, defer: Duration) -> io::Result<()> {
+    set_defer_accept(socket, defer)?;
+    socket.listen(BACKLOG)
 }
 
 /// Takes a connection, non-blocking for whoever gets it, and the name that `accept4` gave it.
@@ -64,7 +68,8 @@ pub fn cookie(socket: impl AsFd) -> io::Result<u64> {
     if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
 }
 
-fn set_defer_accept(socket: &Socket, defer: Duration) -> io::Result<()> {
+/// TCP_DEFER_ACCEPT (tcp(7)).
+pub fn set_defer_accept(socket: &Socket, defer: Duration) -> io::Result<()> {
     let seconds = defer.as_secs() as libc::c_int;
     // SAFETY: the value is as long as the length says.
     let result = unsafe {

@@ -76,8 +76,11 @@ mod tests {
     #[test]
     fn names_and_hosts_lead_to_their_function() {
         let names: Vec<FunctionName> = ["echo", "hello"].map(|name| name.parse().unwrap()).into();
-        let routes = Routes::new(3, [(names[0], vec!["Echo.faas.local"]), (names[1], vec!["hello.faas.local"])]).unwrap();
-        let verdict = |protocol, name: &str| routes.verdict(&RouteKey::new(3, protocol, name.as_bytes()).unwrap());
+        let routes =
+            Routes::new(3, [(names[0], vec!["Echo.faas.local"]), (names[1], vec!["hello.faas.local"])])
+                .unwrap();
+        let verdict =
+            |protocol, name: &str| routes.verdict(&RouteKey::new(3, protocol, name.as_bytes()).unwrap());
         assert_eq!(verdict(Protocol::Http, "echo"), Verdict::Route { generation: 3, index: 0 });
         assert_eq!(verdict(Protocol::Https, "echo.faas.local"), Verdict::Route { generation: 3, index: 0 });
         assert_eq!(verdict(Protocol::Https, "hello.faas.local"), Verdict::Route { generation: 3, index: 1 });

@@ -45,10 +45,14 @@ pub fn run(config: &Config, trim: bool) -> Result<()> {
         config.functions.iter().map(|(name, function)| (*name, function.hosts.iter().map(String::as_str))),
     )?;
     let cgroup = mode::prepare(config.gateway.verdict).context("the kernel path is not fit on this host")?;
-    let http = listen(config.gateway.http)?;
-    let https = listen(config.gateway.https)?;
+    let http = bind(config.gateway.http)?;
+    let https = bind(config.gateway.https)?;
     let options = kernel::Options { http_port: port(&http)?, https_port: port(&https)?, trim };
+    // Before the first connection can come, so that the kernel follows every one.
     let sockmap = cgroup.map(|cgroup| Sockmap::load(&options, cgroup, &routes)).transpose()?;
+    for (socket, address) in [(&http, config.gateway.http), (&https, config.gateway.https)] {
+        listener::listen(socket, DEFER_ACCEPT).map_err(|error| cant_listen(address, &error))?;
+    }
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
@@ -80,11 +84,17 @@ pub fn run(config: &Config, trim: bool) -> Result<()> {
     })
 }
 
-fn listen(address: SocketAddr) -> Result<Socket> {
-    listener::listen(address, DEFER_ACCEPT).map_err(|error| match error.kind() {
-        io::ErrorKind::AddrInUse => anyhow::anyhow!("can't listen on {address}: another program uses this port"),
+fn bind(address: SocketAddr) -> Result<Socket> {
+    listener::bind(address).map_err(|error| cant_listen(address, &error))
+}
+
+fn cant_listen(address: SocketAddr, error: &io::Error) -> anyhow::Error {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            anyhow::anyhow!("can't listen on {address}: another program uses this port")
+        }
         _ => anyhow::anyhow!("can't listen on {address}: {error}"),
-    })
+    }
 }
 
 fn local_address(listener: &Socket) -> Result<SocketAddr> {

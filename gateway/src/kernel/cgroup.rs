@@ -39,8 +39,11 @@ impl Cgroup {
             }
             _ => {}
         }
-        let directory =
-            File::open(&path).map_err(|source| Error::Io { operation: "open", path: path.clone(), source })?;
+        let directory = File::open(&path).map_err(|source| Error::Io {
+            operation: "open",
+            path: path.clone(),
+            source,
+        })?;
         let cgroup = Self { path, parent, directory };
         join(&cgroup.path)?;
         Ok(cgroup)
@@ -77,7 +80,8 @@ fn join(path: &Path) -> Result<(), Error> {
 fn remove_abandoned(parent: &Path) {
     let Ok(entries) = fs::read_dir(parent) else { return };
     for entry in entries.flatten() {
-        if entry.file_name().to_str().is_some_and(|name| name.starts_with(PREFIX)) && fs::remove_dir(entry.path()).is_ok()
+        if entry.file_name().to_str().is_some_and(|name| name.starts_with(PREFIX))
+            && fs::remove_dir(entry.path()).is_ok()
         {
             tracing::info!(path = %entry.path().display(), "removed a cgroup that an earlier gateway left");
         }

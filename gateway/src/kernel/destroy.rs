@@ -4,7 +4,9 @@ use std::{io, os::fd::AsRawFd as _};
 use common::map_values::Connection;
 use nix::{
     libc,
-    sys::socket::{AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket},
+    sys::socket::{
+        AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket,
+    },
 };
 
 const SOCK_DESTROY: u16 = 21;
@@ -109,7 +111,11 @@ mod tests {
             remote_address: [loopback, 0, 0, 0],
         };
         destroy(cookie ^ 1, &connection).unwrap();
-        assert_eq!(getsockopt(&server.as_fd(), sockopt::SocketError).unwrap(), 0, "another cookie, another socket");
+        assert_eq!(
+            getsockopt(&server.as_fd(), sockopt::SocketError).unwrap(),
+            0,
+            "another cookie, another socket"
+        );
         destroy(cookie, &connection).unwrap();
         assert_eq!(getsockopt(&server.as_fd(), sockopt::SocketError).unwrap(), libc::ECONNABORTED);
         assert!(client.read(&mut [0]).is_err());

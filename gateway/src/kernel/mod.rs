@@ -172,10 +172,10 @@ fn attach(programs: &mut Ebpf, cgroup: &Cgroup) -> Result<(), Error> {
     let sockets: SockHash<_, u64> =
         SockHash::try_from(programs.map("pm_sockets").ok_or(Error::Missing("pm_sockets"))?)
             .map_err(|source| Error::Map { map: "pm_sockets", source })?;
-    let sockets = sockets.fd().try_clone().map_err(|error| Error::Map {
-        map: "pm_sockets",
-        source: MapError::IoError(error),
-    })?;
+    let sockets = sockets
+        .fd()
+        .try_clone()
+        .map_err(|error| Error::Map { map: "pm_sockets", source: MapError::IoError(error) })?;
     // The verdict program stands before the first socket can be enrolled.
     let verdict: &mut SkSkb = program(programs, "pm_verdict")?;
     step("load", "pm_verdict", verdict.load())?;
@@ -199,7 +199,11 @@ where
     step("use", name, program.try_into())
 }
 
-fn step<T>(operation: &'static str, program: &'static str, result: Result<T, ProgramError>) -> Result<T, Error> {
+fn step<T>(
+    operation: &'static str,
+    program: &'static str,
+    result: Result<T, ProgramError>,
+) -> Result<T, Error> {
     result.map_err(|source| Error::Program { operation, program, source })
 }
 
@@ -207,11 +211,7 @@ fn take<T>(programs: &mut Ebpf, map: &'static str) -> Result<T, Error>
 where
     T: TryFrom<Map, Error = MapError>,
 {
-    programs
-        .take_map(map)
-        .ok_or(Error::Missing(map))?
-        .try_into()
-        .map_err(|source| Error::Map { map, source })
+    programs.take_map(map).ok_or(Error::Missing(map))?.try_into().map_err(|source| Error::Map { map, source })
 }
 
 fn parse_event(bytes: &[u8]) -> Option<(u64, Verdict)> {

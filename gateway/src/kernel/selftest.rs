@@ -2,10 +2,13 @@
 use std::{
     io::{self, Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpStream},
-    time::Duration,
+    os::fd::AsRawFd as _,
+    thread,
+    time::{Duration, Instant},
 };
 
 use common::{Protocol, Verdict, map_values::Counter, route::RouteKey};
+use nix::libc;
 use socket2::{Domain, Socket, Type};
 
 use super::{Cgroup, Error, Kernel, Options, inject};
@@ -52,7 +55,7 @@ fn live(cgroup: &Cgroup, trim: bool) -> Result<(), Failure> {
 
     let mut client = TcpStream::connect(address).map_err(at("connect on loopback"))?;
     client.set_nodelay(true).map_err(at("set TCP_NODELAY"))?;
-    client.write_all(HEAD).map_err(at("send"))?;
+    client.write_all(HEAD).and_then(|()| settle(&client)).map_err(at("send"))?;
     let (server, name) = listener::accept(&listener).map_err(at("accept"))?;
     if kernel.verdict_at_accept(name) != Some(Verdict::Route { generation: 0, index: ROUTE }) {
         return Err(Failure::NoVerdict);
@@ -62,10 +65,13 @@ fn live(cgroup: &Cgroup, trim: bool) -> Result<(), Failure> {
     server.set_read_timeout(Some(PATIENCE)).map_err(at("set a time-out"))?;
     client.set_read_timeout(Some(PATIENCE)).map_err(at("set a time-out"))?;
 
-    inject::send_beside(&client, &BODY[..REPEATED_BYTES]).map_err(at("inject a segment"))?;
-    client.write_all(BODY).map_err(at("send"))?;
     let mut received = vec![0; HEAD.len() + BODY.len()];
-    server.read_exact(&mut received).map_err(at("receive what was sent"))?;
+    let (early, late) = received.split_at_mut(HEAD.len() + REPEATED_BYTES);
+    inject::send_beside(&client, &BODY[..REPEATED_BYTES]).map_err(at("inject a segment"))?;
+    server.read_exact(early).map_err(at("receive what was injected"))?;
+    // The client's stack knows nothing of the injected segment and sends its bytes again.
+    client.write_all(BODY).map_err(at("send"))?;
+    server.read_exact(late).map_err(at("receive what was sent"))?;
     if received != [HEAD, BODY].concat() {
         return Err(Failure::WrongBytes);
     }
@@ -80,11 +86,33 @@ fn live(cgroup: &Cgroup, trim: bool) -> Result<(), Failure> {
     echo(&mut client, &mut server).map_err(at("use the connection after it left the sockmap"))
 }
 
+/// As a gateway listens: what is accepted has its first bytes.
 fn listen() -> io::Result<Socket> {
     let listener = Socket::new(Domain::IPV4, Type::STREAM, None)?;
     listener.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())?;
+    listener::set_defer_accept(&listener, PATIENCE)?;
     listener.listen(1)?;
     Ok(listener)
+}
+
+/// Waits until the peer's kernel has taken all that was sent, so that what follows is a segment of its own.
+fn settle(client: &TcpStream) -> io::Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    while unacknowledged(client)? > 0 {
+        if Instant::now() > deadline {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        thread::yield_now();
+    }
+    Ok(())
+}
+
+/// Bytes in the send queue (tcp(7), SIOCOUTQ).
+fn unacknowledged(client: &TcpStream) -> io::Result<libc::c_int> {
+    let mut bytes = 0;
+    // SAFETY: the kernel writes one integer.
+    let result = unsafe { libc::ioctl(client.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    if result == 0 { Ok(bytes) } else { Err(io::Error::last_os_error()) }
 }
 
 fn local_address(listener: &Socket) -> io::Result<SocketAddr> {

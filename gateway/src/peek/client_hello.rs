@@ -5,8 +5,8 @@ use common::{
     route::RouteKey,
 };
 use tls_parser::{
-    TlsClientHelloContents, TlsExtension, TlsMessage, TlsMessageHandshake, TlsRecordType, parse_tls_extension_sni_content,
-    parse_tls_message_handshake, parse_tls_record_header,
+    TlsClientHelloContents, TlsExtension, TlsMessage, TlsMessageHandshake, TlsRecordType,
+    parse_tls_extension_sni_content, parse_tls_message_handshake, parse_tls_record_header,
 };
 
 use super::Look;
@@ -25,7 +25,8 @@ pub fn judge(bytes: &[u8], routes: &Routes) -> Look {
         Err(Short::Refused(refusal)) => Look::Verdict(Verdict::Refused(refusal)),
         Ok(message) => Look::Verdict(match server_name(&message) {
             Err(refusal) => Verdict::Refused(refusal),
-            Ok(name) => match RouteKey::new(routes.generation(), Protocol::Https, &name.to_ascii_lowercase()) {
+            Ok(name) => match RouteKey::new(routes.generation(), Protocol::Https, &name.to_ascii_lowercase())
+            {
                 Some(key) => routes.verdict(&key),
                 None => Verdict::Refused(Refusal::NoFunction),
             },
@@ -71,7 +72,11 @@ fn message(bytes: &[u8]) -> Result<Vec<u8>, Short> {
 fn check_header_prefix(record: &[u8], first: bool) -> Result<(), Refusal> {
     match record {
         [kind, ..] if *kind != u8::from(TlsRecordType::Handshake) => {
-            Err(if first && kind.is_ascii_alphabetic() { Refusal::OtherProtocol } else { Refusal::UnexpectedMessage })
+            Err(if first && kind.is_ascii_alphabetic() {
+                Refusal::OtherProtocol
+            } else {
+                Refusal::UnexpectedMessage
+            })
         }
         [_, major, ..] if *major != VERSION_MAJOR => Err(Refusal::Malformed),
         _ => Ok(()),

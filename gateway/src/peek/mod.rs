@@ -107,8 +107,26 @@ mod tests {
     /// Bytes of requests and around them, so that random strings are often almost right.
     fn request() -> impl Strategy<Value = Vec<u8>> {
         const PARTS: [&[u8]; 20] = [
-            b"GET ", b"PRI ", b"\r\n", b"\n", b"\r", b"/function/", b"/", b"echo", b"ECHO", b"%65cho", b"http://h:80",
-            b"HTTPS://", b"*", b" ", b"?", b" HTTP/1.1\r\n", b"\0", b"\x80", b"\x16", b"AAAAAAAAAAAAAAAAAAAAAAAAA",
+            b"GET ",
+            b"PRI ",
+            b"\r\n",
+            b"\n",
+            b"\r",
+            b"/function/",
+            b"/",
+            b"echo",
+            b"ECHO",
+            b"%65cho",
+            b"http://h:80",
+            b"HTTPS://",
+            b"*",
+            b" ",
+            b"?",
+            b" HTTP/1.1\r\n",
+            b"\0",
+            b"\x80",
+            b"\x16",
+            b"AAAAAAAAAAAAAAAAAAAAAAAAA",
         ];
         let part = proptest::sample::select(&PARTS[..]);
         vec(part, 0..10).prop_map(|parts| parts.concat())
@@ -120,13 +138,15 @@ mod tests {
 
     fn server_name() -> impl Strategy<Value = Vec<u8>> {
         let name = prop_oneof![Just("echo.faas.local"), Just("ECHO.faas.local"), Just("x"), Just("")];
-        (name, 0u8..2, -2i32..3, -2i32..3, any::<bool>()).prop_map(|(name, kind, list_off, name_off, exact)| {
-            let (list_off, name_off) = if exact { (0, 0) } else { (list_off, name_off) };
-            let length = name.len() as i32;
-            let list = ((length + 3 + list_off).max(0) as u16).to_be_bytes();
-            let name_length = ((length + name_off).max(0) as u16).to_be_bytes();
-            extension(0, &[&list[..], &[kind * u8::from(!exact)], &name_length, name.as_bytes()].concat())
-        })
+        (name, 0u8..2, -2i32..3, -2i32..3, any::<bool>()).prop_map(
+            |(name, kind, list_off, name_off, exact)| {
+                let (list_off, name_off) = if exact { (0, 0) } else { (list_off, name_off) };
+                let length = name.len() as i32;
+                let list = ((length + 3 + list_off).max(0) as u16).to_be_bytes();
+                let name_length = ((length + name_off).max(0) as u16).to_be_bytes();
+                extension(0, &[&list[..], &[kind * u8::from(!exact)], &name_length, name.as_bytes()].concat())
+            },
+        )
     }
 
     /// A hello in records, and which of its bytes was damaged.
