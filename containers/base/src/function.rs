@@ -26,6 +26,18 @@ use crate::{
 ///
 /// Call it first in `main`, before there are other threads. `make` is called once on each worker thread, and what it
 /// returns is cloned for each connection; neither the service nor its futures need be `Send`.
+///
+/// ```no_run
+/// use axum::{Router, extract::Path, routing::get};
+///
+/// fn main() -> std::process::ExitCode {
+///     base::serve(|| Router::new().route("/{name}", get(greet)))
+/// }
+///
+/// async fn greet(Path(name): Path<String>) -> String {
+///     format!("Hello, {name}!")
+/// }
+/// ```
 pub fn serve<M, S>(make: M) -> ExitCode
 where
     M: Fn() -> S + Send + Sync + 'static,
