@@ -10,7 +10,10 @@ use std::{
 use bytes::{Buf, Bytes, BytesMut};
 use common::{Protocol, limits::EMPTY_LINES};
 use http::{HeaderValue, Response, header::CONTENT_TYPE};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf},
+    time::timeout,
+};
 
 use super::{
     exchange::{Exchange, Next},
@@ -338,7 +341,7 @@ impl<'a> Connection<'a> {
         }
         if let Stream::Tls(stream) = &mut self.stream {
             // Whether the farewell arrives changes nothing here.
-            let _ = stream.shutdown().await;
+            let _ = timeout(self.shared.limits.idle_timeout, stream.shutdown()).await;
         }
         let overrun = unread && !mem::take(&mut self.input).is_empty();
         let shared = self.shared;

@@ -1,9 +1,7 @@
 //! One request and its answer: the handler, both bodies and the socket, driven together.
 use std::{
-    any::Any,
     future::poll_fn,
     io, mem,
-    panic::{AssertUnwindSafe, catch_unwind},
     pin::{Pin, pin},
     task::{Context, Poll},
 };
@@ -18,6 +16,7 @@ use super::{
     head::Head,
     incoming::{Incoming, Taken},
     limits::NUDGES,
+    panics,
     reject::Reject,
     response::{self, Coding, Persistence},
     service::{BoxError, Service},
@@ -483,14 +482,7 @@ impl<T> From<Result<Poll<T>, Failure>> for Step<Result<T, Failure>> {
 
 /// Runs a handler's code; its panic is its own request's affair.
 fn guard<T>(code: impl FnOnce() -> T) -> Result<T, Failure> {
-    // What the code leaves behind is dropped and not looked at again.
-    catch_unwind(AssertUnwindSafe(code)).map_err(|payload| failed(panic_message(payload)))
-}
-
-fn panic_message(payload: Box<dyn Any + Send>) -> String {
-    let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    let text = text.or_else(|| payload.downcast::<String>().ok().map(|text| *text));
-    format!("panicked: {}", text.as_deref().unwrap_or("without a message"))
+    panics::catch(code).map_err(failed)
 }
 
 fn failed(error: impl Into<BoxError>) -> Failure {

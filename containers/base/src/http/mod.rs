@@ -8,6 +8,7 @@ mod head;
 mod incoming;
 mod limits;
 mod output;
+mod panics;
 mod reject;
 mod response;
 mod route;
