@@ -28,7 +28,7 @@ fn a_wrong_file_is_refused_with_its_line() -> Result<()> {
         ("[gateway]\nhttp = \"[::]:http\"\n", 2, "http"),
         ("[gateway]\n\nverdict = \"magic\"\n", 3, "peek"),
         ("[gateway]\n[functions.Echo]\n", 2, "Echo"),
-        ("[functions.echo]\ncommand = 1\n", 2, "command"),
+        ("[functions.echo]\ncommand = 1\n", 2, "sequence"),
         ("[functions.a]\nhosts = [\"x.example\"]\n[functions.b]\nhosts = [\"x.example\"]\n", 4, "x.example"),
         ("[gateway\n", 1, "gateway"),
     ] {

@@ -44,7 +44,7 @@ const ROUNDS: usize = 20;
 const CLIENTS: usize = ROUNDS * 6;
 
 fn traced(verdicts: Verdicts) -> Result<Report> {
-    let mut stack = Plan::new(verdicts).absent_function("absent").setting("head_timeout_ms", 600).start();
+    let mut stack = Plan::new(verdicts).absent_function("absent").setting("head_timeout_ms", 5000).start();
     let file = stack.folder().join("trace");
     let mut command = Command::new(programs::client("strace", "strace"));
     command.args(["-f", "-e", &trace::filter(), "-o"]).arg(&file);

@@ -13,7 +13,7 @@ use tests::{
     stack::{AddressBook, Plan},
 };
 
-const CONNECTIONS: usize = 30_000;
+const CONNECTIONS: usize = 20_000;
 const CONNECTIONS_LONG: usize = 1_000_000;
 /// Few ports make every one of them busy again at once; more clients than ports would wait for each other.
 const PORTS: u16 = 64;

@@ -75,8 +75,10 @@ pub fn tls(bytes: &[u8], domains: &[&str]) -> Route {
     }
 }
 
+type Names<'a> = Vec<(SNIType, &'a [u8])>;
+
 /// The content of each server_name extension. Others may be anything: to judge them is the server's business.
-fn server_names(mut extensions: &[u8]) -> Option<Vec<Vec<(SNIType, &[u8])>>> {
+fn server_names(mut extensions: &[u8]) -> Option<Vec<Names<'_>>> {
     let mut found = Vec::new();
     while !extensions.is_empty() {
         let (&[kind_high, kind_low, high, low], rest) = extensions.split_first_chunk()?;
