@@ -5,7 +5,7 @@ use super::*;
 use crate::http::upgrade::OnUpgrade;
 
 fn brief() -> Limits {
-    let (head_timeout, idle_timeout) = (Duration::from_millis(100), Duration::from_millis(150));
+    let (head_timeout, idle_timeout) = (Duration::from_millis(400), Duration::from_millis(600));
     Limits { head_timeout, idle_timeout, ..Limits::default() }
 }
 
@@ -83,7 +83,7 @@ fn a_handler_may_take_longer_than_any_of_these() {
             Protocol::Http,
             brief(),
             tower::service_fn(|_: Request<Body>| async {
-                tokio::time::sleep(Duration::from_millis(500)).await;
+                tokio::time::sleep(Duration::from_millis(1000)).await;
                 Ok::<_, Infallible>(Response::new(Body::from("late")))
             }),
         );
