@@ -30,7 +30,7 @@ fn a_wrong_file_is_refused_with_its_line() -> Result<()> {
         ("[gateway]\n[functions.Echo]\n", 2, "Echo"),
         ("[functions.echo]\ncommand = 1\n", 2, "sequence"),
         ("[functions.a]\nhosts = [\"x.example\"]\n[functions.b]\nhosts = [\"x.example\"]\n", 4, "x.example"),
-        ("[gateway\n", 1, "gateway"),
+        ("[gateway\n", 1, "unclosed"),
     ] {
         for subcommand in ["gateway", "supervise"] {
             let said = refused(subcommand, configuration)?;

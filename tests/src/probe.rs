@@ -141,6 +141,7 @@ fn first_response(socket: &mut TcpStream) -> Result<Ended> {
             Ok(0) if decoder.is_idle() => return Ok(Ended::Closed),
             Ok(0) => decoder.close()?,
             Ok(length) => decoder.feed(&bytes[..length]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
                 // A reset that swallows an answer is a fault of its own.
                 if !decoder.is_idle() || head.is_some() {

@@ -68,7 +68,10 @@ pub fn session(name: &str, config: Arc<ClientConfig>) -> Result<ClientConnection
 pub fn finish(mut socket: TcpStream, mut session: ClientConnection) -> Result<Client> {
     socket.set_read_timeout(Some(crate::PATIENCE))?;
     while session.is_handshaking() {
-        session.complete_io(&mut socket).context("handshake")?;
+        match session.complete_io(&mut socket) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            progress => drop(progress.context("handshake")?),
+        }
     }
     socket.set_read_timeout(None)?;
     Ok(Client::new(Wire::Tls(socket, Box::new(session))))
@@ -113,6 +116,8 @@ pub fn answer(socket: &mut TcpStream) -> Result<Answer> {
         match socket.read(&mut part) {
             Ok(0) => return ended(&bytes),
             Ok(length) => bytes.extend_from_slice(&part[..length]),
+            // A read with a time-out is not restarted when the process was stopped for a moment.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset && bytes.is_empty() => {
                 return Ok(Answer::Reset);
             }
