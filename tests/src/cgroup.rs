@@ -4,9 +4,11 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     sync::atomic::{AtomicU32, Ordering},
+    thread,
+    time::{Duration, Instant},
 };
 
-use crate::eventually;
+use crate::PATIENCE;
 
 pub struct Cgroup {
     path: PathBuf,
@@ -86,10 +88,14 @@ impl Drop for Cgroup {
             let _ = fs::remove_dir(child);
         }
         // A killed process leaves its cgroup a moment after its parent has reaped it.
-        if std::thread::panicking() {
-            let _ = fs::remove_dir(&self.path);
-        } else {
-            eventually("the cgroup to be removed", || fs::remove_dir(&self.path).ok());
+        let deadline = Instant::now() + PATIENCE;
+        while let Err(error) = fs::remove_dir(&self.path) {
+            if Instant::now() > deadline {
+                // A second panic would hide the first.
+                assert!(thread::panicking(), "the cgroup {} stays: {error}", self.path.display());
+                return;
+            }
+            thread::sleep(Duration::from_millis(5));
         }
     }
 }
