@@ -89,9 +89,10 @@ fn load_window(skb: *mut __sk_buff, scratch: &mut Scratch) -> bool {
 
 #[inline(always)]
 fn route(scratch: &Scratch) -> Verdict {
+    let key = &scratch.flight.key;
     // SAFETY: the gateway removes a route only when no connection can hold its generation.
-    match unsafe { ROUTES.get(&scratch.flight.key) } {
-        Some(route) => Verdict::Route { generation: scratch.flight.key.generation, index: route.index },
+    match unsafe { ROUTES.get(key) } {
+        Some(route) => Verdict::Route { generation: key.generation, index: route.index },
         None => Verdict::Refused(Refusal::NoFunction),
     }
 }

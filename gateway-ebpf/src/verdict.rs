@@ -61,11 +61,13 @@ fn judge(skb: *mut __sk_buff, cookie: u64, connection: *mut Connection, ends_str
     let (connection, scratch) = unsafe { (&mut *connection, &mut *scratch) };
     resume(cookie, connection, scratch);
     scan(skb, scratch);
+    // By reference: a copy of it does not fit into a BPF program's stack.
+    let flight = &scratch.flight;
     let word = if scratch.verdict != Verdict::Pending.to_word() {
         scratch.verdict
     } else if ends_stream {
         Verdict::Refused(Refusal::Incomplete).to_word()
-    } else if FLIGHTS.insert(cookie, &scratch.flight, 0).is_ok() {
+    } else if FLIGHTS.insert(cookie, flight, 0).is_ok() {
         connection.flags |= Connection::SCANNING;
         return;
     } else {
