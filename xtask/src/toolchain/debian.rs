@@ -146,6 +146,11 @@ impl Lists {
         command.env("LC_ALL", "C").args(["-q", "-o", "APT::Sandbox::User=root"]);
         if let Self::Own(directory) = self {
             command.arg("-o").arg(format!("Dir::State={}", directory.join("state").display()));
+            // An own setting of the system's for these would win otherwise.
+            command.arg("-o").arg(format!("Dir::State::lists={}", directory.join("state/lists").display()));
+            command
+                .arg("-o")
+                .arg(format!("Dir::Cache::archives={}", directory.join("cache/archives").display()));
             command.arg("-o").arg(format!("Dir::Cache={}", directory.join("cache").display()));
         }
         command
