@@ -8,12 +8,14 @@ use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
+use nix::poll::PollTimeout;
+use nix::sys::signal::{SigHandler, Signal, signal};
 use toml::{Table, Value};
 
 use crate::authority::{self, Authority};
 use crate::privilege;
 use crate::progress::announce;
-use crate::runner::{self, Plan};
+use crate::runner::{self, Event, Events, Plan};
 use crate::workspace;
 
 #[derive(clap::Args)]
@@ -74,11 +76,20 @@ fn elevated(sudo: &Path, plan: &Plan, config: &Table) -> Result<ExitCode> {
         .spawn()
         .context("cannot start sudo")?;
     let mut pipe = child.stdin.take().context("sudo has no standard input")?;
-    runner::ignore_keyboard()?;
     pipe.write_all(config.to_string().as_bytes()).and_then(|()| pipe.write_all(&[runner::END_OF_CONFIG]))?;
-    let status = child.wait().context("cannot wait for sudo")?;
-    drop(pipe);
-    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    // Ctrl-C reaches the runner by itself; this process only has to outlive it.
+    // SAFETY: ignoring a signal installs no code.
+    unsafe { signal(Signal::SIGINT, SigHandler::SigIgn) }.context("cannot ignore Ctrl-C")?;
+    let events = Events::catch(&[Signal::SIGTERM, Signal::SIGHUP])?;
+    let mut open = Some(pipe);
+    loop {
+        if let Some(status) = child.try_wait().context("cannot wait for sudo")? {
+            return Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
+        if events.wait(None, PollTimeout::NONE)? == Event::Stop {
+            drop(open.take());
+        }
+    }
 }
 
 /// What the gateway makes of the file, or of none: every default filled in, every path absolute.

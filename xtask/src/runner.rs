@@ -15,7 +15,7 @@ use std::{env, io};
 use anyhow::{Context, Result, bail};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl;
-use nix::sys::signal::{SigHandler, SigSet, Signal, kill, signal};
+use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::{Pid, geteuid};
 use toml::{Table, Value};
@@ -67,13 +67,6 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     serve(&plan, config, Some(stdin.as_fd()))
 }
 
-/// Ctrl-C reaches every process of the terminal; this one waits until the runner has tidied up.
-pub fn ignore_keyboard() -> Result<()> {
-    // SAFETY: ignoring a signal installs no code.
-    unsafe { signal(Signal::SIGINT, SigHandler::SigIgn) }.context("cannot ignore Ctrl-C")?;
-    Ok(())
-}
-
 /// Serves until Ctrl-C, SIGTERM, the end of `parent`, or the end of one of the processes.
 pub fn serve(plan: &Plan, mut config: Table, parent: Option<BorrowedFd<'_>>) -> Result<ExitCode> {
     let addresses = Addresses::of(&config)?;
@@ -81,11 +74,13 @@ pub fn serve(plan: &Plan, mut config: Table, parent: Option<BorrowedFd<'_>>) -> 
     let directory = RuntimeDirectory::make(addresses.http.port())?;
     let gateway = config.get_mut("gateway").and_then(Value::as_table_mut).context("no [gateway]")?;
     let functions_dir = directory.path.join("functions");
+    // Before both start, because the gateway watches it and the supervisor fills it.
+    DirBuilder::new().mode(0o750).recursive(true).create(&functions_dir)?;
     gateway.insert("functions_dir".to_owned(), Value::from(functions_dir.display().to_string()));
     let file = directory.path.join("pointsman.toml");
     fs::write(&file, config.to_string()).with_context(|| format!("cannot write {}", file.display()))?;
 
-    let events = Events::catch()?;
+    let events = Events::catch(&[Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP])?;
     announce("starting the functions and the gateway");
     let program = plan.programs.join("pointsman");
     let mut processes = Processes {
@@ -197,36 +192,40 @@ fn end(child: &mut Child, name: &str, events: &Events) -> Result<bool> {
 fn start(program: &Path, subcommand: &str, config: &Path) -> Result<Child> {
     let mut command = Command::new(program);
     command.arg(subcommand).arg("--config").arg(config).stdin(Stdio::null()).process_group(0);
-    // SAFETY: one system call that touches no memory.
+    // SAFETY: two system calls, on memory of their own.
     unsafe {
-        command.pre_exec(|| Ok(prctl::set_pdeathsig(Signal::SIGTERM)?));
+        command.pre_exec(|| {
+            prctl::set_pdeathsig(Signal::SIGTERM)?;
+            // What this process takes from a descriptor, its children take as signals.
+            Ok(SigSet::empty().thread_set_mask()?)
+        });
     }
     command.spawn().with_context(|| format!("cannot start {} {subcommand}", program.display()))
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Event {
+pub enum Event {
     Stop,
     Child,
     Nothing,
 }
 
-struct Events {
+/// Signals, taken from a descriptor.
+pub struct Events {
     signals: SignalFd,
 }
 
 impl Events {
-    fn catch() -> Result<Self> {
-        let mut signals = SigSet::empty();
-        for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGCHLD] {
-            signals.add(signal);
-        }
+    /// Takes these as reasons to stop, and the ends of children.
+    pub fn catch(stop: &[Signal]) -> Result<Self> {
+        let mut signals: SigSet = stop.iter().copied().collect();
+        signals.add(Signal::SIGCHLD);
         signals.thread_block().context("cannot block signals")?;
         let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
         Ok(Self { signals })
     }
 
-    fn wait(&self, parent: Option<BorrowedFd<'_>>, timeout: PollTimeout) -> Result<Event> {
+    pub fn wait(&self, parent: Option<BorrowedFd<'_>>, timeout: PollTimeout) -> Result<Event> {
         let mut fds = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
         fds.extend(parent.map(|parent| PollFd::new(parent, PollFlags::POLLIN)));
         match poll(&mut fds, timeout) {
