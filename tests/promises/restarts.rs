@@ -19,6 +19,8 @@ in_both_modes!(
     a_function_stops,
     functions_start_after_the_gateway,
     the_gateway_is_killed,
+    the_gateway_is_killed_before_the_function_answers,
+    the_gateway_is_killed_before_the_function_reads,
     the_gateway_stops,
     the_supervisor_is_killed,
     everything_is_killed,
@@ -142,6 +144,51 @@ fn the_gateway_is_killed(verdicts: Verdicts) -> Result<()> {
             )?;
         }
     }
+    Ok(())
+}
+
+/// Kills the gateway and waits until the kernel has freed its maps, whose sockets are on their own from then on.
+fn kill_and_forget(stack: &mut Stack) {
+    stack.look();
+    stack.gateway().kill();
+    stack.assert_kernel_objects_are_gone();
+}
+
+/// The function waits for the rest of a head, and has not sent a byte yet.
+fn the_gateway_is_killed_before_the_function_answers(verdicts: Verdicts) -> Result<()> {
+    let mut stack = Stack::start(verdicts);
+    let mut waiting = stack.client()?;
+    waiting.send(b"GET /function/echo HTTP/1.1\r\nHost: x\r\nX-Field: first ")?;
+    // Served later by the same function, so the other one's beginning is with it, too.
+    is_served(&stack, "echo").context("echo serves")?;
+    kill_and_forget(&mut stack);
+    waiting.send(b"second\r\n\r\n")?;
+    let answer = waiting.response().context("a connection that was handed over")?;
+    ensure!(answer.json()["headers"]["x-field"] == "first second", "{answer:?}");
+    stack.start_gateway();
+    stack.wait_until_ready();
+    Ok(())
+}
+
+/// The request lies unread in the socket that the function has got, or is about to take.
+fn the_gateway_is_killed_before_the_function_reads(verdicts: Verdicts) -> Result<()> {
+    let mut stack = Stack::start(verdicts);
+    let hung = stack.processes_of("echo");
+    for &process in &hung {
+        kill(Pid::from_raw(process), Signal::SIGSTOP)?;
+    }
+    let mut waiting = stack.client()?;
+    waiting.send(b"POST /function/echo HTTP/1.1\r\nHost: x\r\nContent-Length: 11\r\n\r\nthe body is")?;
+    // Accepted later and answered, so the first one has left the gateway.
+    is_served(&stack, "hello").context("hello serves")?;
+    kill_and_forget(&mut stack);
+    for &process in &hung {
+        kill(Pid::from_raw(process), Signal::SIGCONT)?;
+    }
+    let answer = waiting.response().context("a connection that was handed over")?;
+    ensure!(answer.body == b"the body is", "{answer:?}");
+    stack.start_gateway();
+    stack.wait_until_ready();
     Ok(())
 }
 

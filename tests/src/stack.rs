@@ -314,6 +314,11 @@ impl Stack {
         self.seen.look(pid)
     }
 
+    /// Waits until the kernel has freed what gateways were seen to hold.
+    pub fn assert_kernel_objects_are_gone(&self) {
+        self.seen.assert_gone();
+    }
+
     pub fn gateway_fds(&mut self) -> usize {
         count_fds(self.gateway().id())
     }
