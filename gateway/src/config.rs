@@ -44,6 +44,8 @@ pub struct Gateway {
     pub functions_dir: PathBuf,
     /// A function's host names are `NAME.DOMAIN` for each, in lower case.
     pub domains: Vec<String>,
+    /// The certificates by which functions know each other; without them no TLS session moves.
+    pub anchors: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,7 +59,14 @@ pub struct Function {
     /// Whom the function runs as, if not the supervisor's own user.
     pub user: Option<String>,
     pub env: BTreeMap<String, String>,
+    /// Functions of one group may receive each other's connections.
+    pub trust_group: String,
+    /// The only functions that may receive this one's connections, whatever their group.
+    pub moves_to: Option<Vec<FunctionName>>,
 }
+
+/// The group of functions that name none.
+pub const DEFAULT_GROUP: &str = "default";
 
 /// Who judges connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, clap::ValueEnum)]
@@ -89,6 +98,22 @@ impl Config {
         let text =
             fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         parse(path, &text, &programs)
+    }
+}
+
+impl Config {
+    /// The functions that may receive this one's connections; `None` for all that there are or will be.
+    pub fn receivers(&self, name: &FunctionName) -> Option<Vec<FunctionName>> {
+        let function = self.functions.get(name)?;
+        if function.moves_to.is_some() {
+            return function.moves_to.clone();
+        }
+        let same_group = |other: &&Function| other.trust_group == function.trust_group;
+        if self.functions.values().all(|other| same_group(&other)) {
+            return None;
+        }
+        let others = self.functions.iter().filter(|(other, _)| *other != name);
+        Some(others.filter(|(_, other)| same_group(other)).map(|(other, _)| *other).collect())
     }
 }
 

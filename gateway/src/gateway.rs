@@ -111,7 +111,10 @@ impl Gateway {
                 Wake::Accept(protocol) => self.accept(protocol),
                 Wake::Events => self.take_events(),
                 Wake::Complete => self.look_again(),
-                Wake::Instances => self.retry_unplaced(),
+                Wake::Instances => {
+                    self.retry_unplaced();
+                    self.ready.extend(self.instances.take_orphans());
+                }
                 Wake::Timer => self.expire(Instant::now()),
             }
             self.hand_over();

@@ -1,6 +1,6 @@
 //! The running function instances: which there are, and who of them gets which connection.
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     hash::{BuildHasher, RandomState},
     io, mem,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
@@ -10,7 +10,7 @@ use std::{
 
 use arrayvec::ArrayVec;
 use common::FunctionName;
-use handoff::{Connection, MAX_BATCH, Purpose, SendError};
+use handoff::{Connection, MAX_BATCH, MessageBuffer, Purpose, SendError};
 use nix::sys::resource::{Resource, getrlimit};
 use tokio::{
     io::{Interest, unix::AsyncFd},
@@ -21,6 +21,7 @@ use self::{
     choice::Draws,
     discovery::{Change, Discovery},
     instance::{Instance, Outcome, Round},
+    moves::{Heard, MoveCounts, id_of},
     poller::{Poller, Source},
 };
 
@@ -28,6 +29,8 @@ mod choice;
 mod closing;
 mod discovery;
 mod instance;
+mod leases;
+mod moves;
 mod poller;
 mod worker;
 
@@ -46,6 +49,8 @@ const REOPEN_PAUSE: Duration = Duration::from_millis(100);
 /// The share of RLIMIT_NOFILE that may be in flight: the kernel refuses at the limit, counting per user, and this
 /// gateway need not be the user's only process.
 const IN_FLIGHT_SHARE: u64 = 2;
+
+const BREACH: &str = "a pool connection breaks the protocol and is dropped";
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -73,6 +78,8 @@ pub struct Instances {
     slots: Vec<Option<Instance>>,
     /// The listed instances of each function, by slot.
     functions: HashMap<FunctionName, Vec<usize>>,
+    /// The functions that are configured, whether or not there are instances.
+    known: HashSet<FunctionName>,
     refusal: FunctionName,
     draws: Draws,
     serial: u32,
@@ -94,6 +101,11 @@ pub struct Instances {
     assignments: Vec<Assignment>,
     handed: Vec<bool>,
     spent: Vec<OwnedFd>,
+    /// Memory for what instances say; taken out while it is read.
+    message: Option<MessageBuffer>,
+    moves: MoveCounts,
+    /// Connections that moved to nobody and are to be refused.
+    orphans: Vec<Ready>,
 }
 
 /// Ordered so that sorting groups what goes over one pool connection.
@@ -106,7 +118,7 @@ struct Assignment {
 
 impl Instances {
     /// Begins to watch a directory and connects to what is there. Must be called within a runtime.
-    pub fn new(directory: &Path) -> Result<Self, Error> {
+    pub fn new(directory: &Path, known: impl IntoIterator<Item = FunctionName>) -> Result<Self, Error> {
         let limit = getrlimit(Resource::RLIMIT_NOFILE).map_err(|errno| Error::Limit(errno.into()))?.0;
         let poller = Poller::new().and_then(Poller::into_async).map_err(Error::Poll)?;
         let mut instances = Self {
@@ -115,6 +127,7 @@ impl Instances {
             poller,
             slots: Vec::new(),
             functions: HashMap::new(),
+            known: known.into_iter().collect(),
             refusal: REFUSAL.parse().expect("the refusal function has a valid name"),
             draws: Draws::new(RandomState::new().hash_one(0)),
             serial: 0,
@@ -130,6 +143,9 @@ impl Instances {
             assignments: Vec::new(),
             handed: Vec::new(),
             spent: Vec::new(),
+            message: None,
+            moves: MoveCounts::new(),
+            orphans: Vec::new(),
         };
         instances.open_directory()?;
         Ok(instances)
@@ -174,6 +190,15 @@ impl Instances {
     pub fn workers(&self, function: &FunctionName) -> usize {
         let slots = self.functions.get(function).into_iter().flatten();
         slots.filter_map(|&slot| self.slots[slot].as_ref()).map(Instance::taking).sum()
+    }
+
+    /// Connections that moved to a function and found nobody there; they are to be refused.
+    pub fn take_orphans(&mut self) -> impl Iterator<Item = Ready> {
+        self.orphans.drain(..)
+    }
+
+    pub fn moves(&self) -> &MoveCounts {
+        &self.moves
     }
 
     /// Connections that were handed over and lost with an instance that had not taken them.
@@ -224,6 +249,12 @@ impl Instances {
     }
 
     fn choose(&mut self, function: &FunctionName) -> Option<(usize, usize)> {
+        let (slot, worker) = self.pick(function)?;
+        self.slots[slot].as_mut()?.workers[worker].assign();
+        Some((slot, worker))
+    }
+
+    fn pick(&mut self, function: &FunctionName) -> Option<(usize, usize)> {
         let Self { functions, slots, draws, touched, round, .. } = self;
         let listed = functions.get(function)?;
         let draw = draws.draw();
@@ -238,9 +269,7 @@ impl Instances {
         let chosen = choice::of_two(listed.len(), draw, |index| load(index).filter(|load| !load.stalled))
             .or_else(|| choice::of_two(listed.len(), draw, load))?;
         let slot = listed[chosen];
-        let instance = slots[slot].as_mut()?;
-        let (worker, _) = instance.least_loaded()?;
-        instance.workers[worker].assign();
+        let (worker, _) = slots[slot].as_ref()?.least_loaded()?;
         Some((slot, worker))
     }
 
@@ -284,9 +313,13 @@ impl Instances {
             let function = self.function_for(&ready.connection);
             if !self.handed[index] && !self.starved.contains(&function) && self.workers(&function) > 0 {
                 self.starved.push(function);
-                self.room_poll_at.get_or_insert(self.round.at + ROOM_POLL);
+                self.poll_for_room();
             }
         }
+    }
+
+    fn poll_for_room(&mut self) {
+        self.room_poll_at.get_or_insert(self.round.at + ROOM_POLL);
     }
 
     fn advance(&mut self, now: Instant) -> bool {
@@ -312,7 +345,8 @@ impl Instances {
         if self.room_poll_at.is_some_and(|at| at <= now) {
             useful |= self.has_room_again(now);
         }
-        useful
+        closing::close_all(&mut self.spent);
+        useful || !self.orphans.is_empty()
     }
 
     fn has_room_again(&mut self, now: Instant) -> bool {
@@ -332,7 +366,8 @@ impl Instances {
             // Whoever finds none when it is tried again comes back.
             self.starved.clear();
         }
-        self.room_poll_at = (!self.starved.is_empty()).then(|| now + ROOM_POLL);
+        let waiting = self.send_backlogs();
+        self.room_poll_at = (waiting || !self.starved.is_empty()).then(|| now + ROOM_POLL);
         room
     }
 
@@ -340,38 +375,68 @@ impl Instances {
     fn look(&mut self, slot: usize, serial: u32, now: Instant) -> bool {
         let Some(instance) = self.slots.get_mut(slot).and_then(Option::as_mut) else { return false };
         let failed_before = instance.is_backing_off();
-        let outcome = instance.look(serial, now);
+        let number = self.draws.draw();
+        let outcome = instance.look(serial, number, now);
         let Instance { function, socket, .. } = &*instance;
-        let mut up = false;
-        let lost = match outcome {
-            Outcome::Nothing | Outcome::NotGreeted => 0,
+        match outcome {
+            Outcome::Said => {
+                match self.hear(id_of(slot, serial)) {
+                    // Nothing has changed about the instance.
+                    Heard::All | Heard::More => return false,
+                    Heard::Ended => self.lose_worker(slot, serial, None, now),
+                    Heard::Failed(error) => self.lose_worker(slot, serial, Some(&error), now),
+                }
+                self.tend(slot, now);
+                false
+            }
+            Outcome::Nothing | Outcome::NotGreeted => {
+                self.tend(slot, now);
+                false
+            }
             Outcome::Up { pid } => {
-                up = true;
                 if instance.taking() == 1 {
                     tracing::info!(%function, socket, pid, "instance is up");
                 }
-                0
+                self.tend(slot, now);
+                true
             }
-            Outcome::Ended { lost } => {
-                if instance.taking() == 0 {
-                    tracing::info!(%function, socket, "instance is down");
-                }
-                lost
-            }
-            Outcome::Failed { lost, error } => {
+            Outcome::Failed(error) => {
                 // Once, and not at each further attempt.
                 if !failed_before {
-                    tracing::error!(%function, socket, %error, "a pool connection breaks the protocol and is dropped");
+                    tracing::error!(%function, socket, %error, "{BREACH}");
                 }
-                lost
+                self.tend(slot, now);
+                false
             }
-        };
-        if lost > 0 {
-            self.lost += lost;
+        }
+    }
+
+    /// A pool connection is over, in order or because of an error.
+    fn lose_worker(&mut self, slot: usize, serial: u32, error: Option<&handoff::Error>, now: Instant) {
+        let Some(instance) = &mut self.slots[slot] else { return };
+        let Some(worker) = instance.take_worker(serial) else { return };
+        let Instance { function, socket, .. } = &*instance;
+        match error {
+            Some(error) => tracing::error!(%function, socket, %error, "{BREACH}"),
+            None if instance.taking() == 0 => tracing::info!(%function, socket, "instance is down"),
+            None => {}
+        }
+        if error.is_some() {
+            instance.back_off(now);
+        }
+        self.bury(slot, worker);
+    }
+
+    /// Counts what a worker takes with it, and tells those who had to do with it.
+    fn bury(&mut self, slot: usize, worker: worker::Worker) {
+        let lost = worker.in_flight() + self.part_with(id_of(slot, worker.serial), worker);
+        if lost == 0 {
+            return;
+        }
+        self.lost += lost;
+        if let Some(Instance { function, socket, .. }) = &self.slots[slot] {
             tracing::warn!(%function, socket, lost, "an instance went away with connections that it had not taken");
         }
-        self.tend(slot, now);
-        up
     }
 
     fn tend_touched(&mut self) {
@@ -389,12 +454,15 @@ impl Instances {
     /// Drops workers that can't be trusted, begins the next pool connection if one is wanted, frees the slot of an
     /// instance that is gone.
     fn tend(&mut self, slot: usize, now: Instant) {
-        let Some(instance) = &mut self.slots[slot] else { return };
-        while let Some(liar) = instance.take_liar() {
-            tracing::error!(function = %instance.function, socket = instance.socket, pid = liar.hello.pid,
-                "an instance says that it took more connections than it was given, and was dropped");
-            instance.back_off(now);
+        while let Some(liar) = self.slots[slot].as_mut().and_then(Instance::take_liar) {
+            if let Some(instance) = &mut self.slots[slot] {
+                tracing::error!(function = %instance.function, socket = instance.socket, pid = liar.hello.pid,
+                    "an instance says that it took more connections than it was given, and was dropped");
+                instance.back_off(now);
+            }
+            self.bury(slot, liar);
         }
+        let Some(instance) = &mut self.slots[slot] else { return };
         if instance.lacks_workers(now)
             && let Some(discovery) = &self.discovery
         {

@@ -63,7 +63,7 @@ pub fn run(config: &Config, trim: bool) -> Result<()> {
                 _ = interrupt.recv() => {}
             }
         };
-        let instances = Instances::new(&config.gateway.functions_dir)?;
+        let instances = Instances::new(&config.gateway.functions_dir, config.functions.keys().copied())?;
         let verdict = if sockmap.is_some() { "sockmap" } else { "peek" };
         let (http_address, https_address) = (local_address(&http)?, local_address(&https)?);
         let gateway = Gateway::new(Parts {

@@ -86,7 +86,7 @@ fn programs(config: &Config, options: &Options) -> Result<Vec<Program>> {
     let domains = &config.gateway.domains;
     let mut programs = vec![Program::of_refusal(refusal(options)?, domains)?];
     for (name, function) in &config.functions {
-        programs.extend(Program::of_function(*name, function, domains)?);
+        programs.extend(Program::of_function(*name, function, config)?);
     }
     Ok(programs)
 }

@@ -30,6 +30,7 @@ mod integrity;
 mod leaks;
 mod mangling;
 mod methods;
+mod moves;
 mod no_reads;
 mod pipelining;
 mod port_reuse;

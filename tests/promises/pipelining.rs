@@ -6,7 +6,6 @@ in_both_modes!(
     a_hundred_at_once,
     a_hundred_with_bodies,
     a_hundred_in_random_segments,
-    a_foreign_request_behind_own_ones,
     a_malformed_request_behind_good_ones,
 );
 
@@ -81,21 +80,6 @@ fn a_hundred_in_random_segments(verdicts: Verdicts) -> Result<()> {
         let cuts = Random::new(seed).cuts(requests.len(), 200);
         send_cut_at(client.socket(), &requests, &cuts).with_context(|| format!("seed {seed}"))?;
         expect_bodies(&mut client).with_context(|| format!("seed {seed}"))?;
-    }
-    Ok(())
-}
-
-fn a_foreign_request_behind_own_ones(verdicts: Verdicts) -> Result<()> {
-    let stack = Stack::start(verdicts);
-    for mut client in [stack.client()?, stack.tls_client("echo")?] {
-        let own = "GET /function/echo HTTP/1.1\r\nHost: echo.faas.local\r\n\r\n";
-        let foreign = "GET /function/hello HTTP/1.1\r\nHost: echo.faas.local\r\n\r\n";
-        client.send(format!("{own}{own}{foreign}{own}").as_bytes())?;
-        for _ in 0..2 {
-            ensure!(client.response()?.status() == 200);
-        }
-        ensure!(client.response()?.status() == 421, "until sessions can move");
-        client.expect_close()?;
     }
     Ok(())
 }

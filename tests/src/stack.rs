@@ -58,6 +58,9 @@ pub struct Plan {
     /// Functions that answer a bare GET with something else than 200.
     unready: Vec<String>,
     settings: BTreeMap<String, String>,
+    function_settings: Vec<(String, String)>,
+    strangers: Vec<String>,
+    anchors: bool,
     gateway_arguments: Vec<String>,
     address: IpAddr,
     ports: Option<(u16, u16)>,
@@ -101,6 +104,9 @@ impl Plan {
             functions: ["echo", "hello"].map(|name| (name.to_owned(), Some(name.to_owned()))).into(),
             unready: Vec::new(),
             settings: BTreeMap::new(),
+            function_settings: Vec::new(),
+            strangers: Vec::new(),
+            anchors: true,
             gateway_arguments: Vec::new(),
             address: Ipv4Addr::LOCALHOST.into(),
             ports: None,
@@ -123,6 +129,24 @@ impl Plan {
     /// Adds a function that nobody serves.
     pub fn absent_function(mut self, name: &str) -> Self {
         self.functions.push((name.into(), None));
+        self
+    }
+
+    /// Adds a line to a function's table.
+    pub fn function_setting(mut self, name: &str, line: &str) -> Self {
+        self.function_settings.push((name.into(), line.into()));
+        self
+    }
+
+    /// Gives a function a certificate of an authority that nobody knows.
+    pub fn stranger(mut self, name: &str) -> Self {
+        self.strangers.push(name.into());
+        self
+    }
+
+    /// Leaves functions without what they would know each other by.
+    pub fn without_anchors(mut self) -> Self {
+        self.anchors = false;
         self
     }
 
@@ -180,27 +204,39 @@ impl Plan {
         let mut certificates = BTreeMap::new();
         let mut text = String::from("[gateway]\n");
         let sockets = folder.path().join("functions");
-        fs::create_dir(&sockets).expect("making a folder");
+        let strangers = folder.path().join("strangers");
+        for folder in [&sockets, &strangers] {
+            fs::create_dir(folder).expect("making a folder");
+        }
         let defaults = [
             ("http", format!("\"[::]:{http}\"")),
             ("https", format!("\"[::]:{https}\"")),
             ("verdict", format!("\"{}\"", self.verdicts.as_str())),
             ("functions_dir", format!("{sockets:?}")),
         ];
-        for (key, value) in defaults {
-            let value = self.settings.get(key).unwrap_or(&value);
+        if self.anchors {
+            writeln!(text, "anchors = {:?}", authority.path()).expect("a String takes all");
+        }
+        for (key, value) in &defaults {
+            let value = self.settings.get(*key).unwrap_or(value);
             writeln!(text, "{key} = {value}").expect("a String takes all");
         }
         for (key, value) in &self.settings {
-            if !["http", "https", "verdict", "functions_dir"].contains(&key.as_str()) {
+            if defaults.iter().all(|(default, _)| default != key) {
                 writeln!(text, "{key} = {value}").expect("a String takes all");
             }
         }
         for (name, program) in &self.functions {
             writeln!(text, "\n[functions.{name}]").expect("a String takes all");
-            let certificate = authority.issue(name, &DOMAINS);
+            let certificate = match self.strangers.contains(name) {
+                true => Authority::new(&strangers).issue(name, &DOMAINS),
+                false => authority.issue(name, &DOMAINS),
+            };
             writeln!(text, "certificate = {:?}\nkey = {:?}", certificate.path, certificate.key)
                 .expect("a String takes all");
+            for (_, line) in self.function_settings.iter().filter(|(of, _)| of == name) {
+                writeln!(text, "{line}").expect("a String takes all");
+            }
             certificates.insert(name.clone(), certificate);
             if let Some(program) = program {
                 writeln!(text, "command = [{:?}]", programs::product(program)).expect("a String takes all");

@@ -142,7 +142,11 @@ fn certify(config: &mut Table) -> Result<PathBuf> {
         function.insert("certificate".to_owned(), Value::from(path_text(&issued.chain)?));
         function.insert("key".to_owned(), Value::from(path_text(&issued.key)?));
     }
-    Ok(authority.certificate())
+    let certificate = authority.certificate();
+    let anchors = Value::from(path_text(&certificate)?);
+    // So that functions know each other, and TLS sessions move between them.
+    gateway(config)?.entry("anchors").or_insert(anchors);
+    Ok(certificate)
 }
 
 fn gateway(config: &mut Table) -> Result<&mut Table> {

@@ -3,7 +3,10 @@ use std::{
     fs::File,
     process::ExitCode,
     rc::Rc,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
 };
 
@@ -14,11 +17,13 @@ use rustls::AlertDescription;
 
 use crate::{
     http::{self, Identity, Service, Shared},
+    moves::{Agreements, Luggage, Moving, Origin, State},
     options::Options,
     pool::{self, Assignee},
     process,
+    socket::Socket,
     stream::Stream,
-    tls::{self, Acceptor},
+    tls::{self, Acceptor, TlsStream},
     worker::{self, Connection, Plan, Worker},
 };
 
@@ -46,20 +51,23 @@ where
     start(|options, fds| {
         let name = options.function_name().ok_or(StartError::NoName)?;
         let acceptor = acceptor(options, fds)?;
+        let moving = moving(options, fds, acceptor.as_ref())?;
         let options = options.clone();
-        Ok(move |worker: &Worker| {
+        let make = move |worker: &Worker| {
             let shared = Rc::new(Shared {
                 identity: Identity { name, domains: options.domains.clone() },
                 limits: options.limits(),
                 linger: worker.linger.clone(),
                 stop: worker.stop.clone(),
+                mover: worker.mover.clone(),
             });
             let service = make();
             let acceptor = acceptor.clone();
             move |connection| {
                 serve_connection(connection, Rc::clone(&shared), acceptor.clone(), service.clone())
             }
-        })
+        };
+        Ok(Prepared { make, moving: Some(Arc::new(moving)) })
     })
 }
 
@@ -74,8 +82,14 @@ where
 {
     start(|_, _| {
         process::become_nobody().map_err(StartError::Privileges)?;
-        Ok(make)
+        Ok(Prepared { make, moving: None })
     })
+}
+
+/// What workers are made of.
+struct Prepared<M> {
+    make: M,
+    moving: Option<Arc<Moving>>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -108,7 +122,9 @@ enum StartError {
     Thread(std::io::Error),
 }
 
-fn start<M, H, F>(prepare: impl FnOnce(&Options, &mut ListenFds) -> Result<M, StartError>) -> ExitCode
+fn start<M, H, F>(
+    prepare: impl FnOnce(&Options, &mut ListenFds) -> Result<Prepared<M>, StartError>,
+) -> ExitCode
 where
     M: Fn(&Worker) -> H + Send + Sync + 'static,
     H: Fn(Connection) -> F + 'static,
@@ -127,7 +143,7 @@ where
 
 fn run<M, H, F>(
     options: &Options,
-    prepare: impl FnOnce(&Options, &mut ListenFds) -> Result<M, StartError>,
+    prepare: impl FnOnce(&Options, &mut ListenFds) -> Result<Prepared<M>, StartError>,
 ) -> Result<(), StartError>
 where
     M: Fn(&Worker) -> H + Send + Sync + 'static,
@@ -139,7 +155,8 @@ where
     let connections = process::raise_descriptor_limit().map_err(StartError::Descriptors)?;
     let pool = fds.remove("pool").ok_or(StartError::NoPool)?;
     let listener = PoolListener::new(pool).map_err(StartError::Pool)?;
-    let make = std::sync::Arc::new(prepare(options, &mut fds)?);
+    let Prepared { make, moving } = prepare(options, &mut fds)?;
+    let make = Arc::new(make);
     drop(fds);
 
     let workers = options.worker_threads();
@@ -149,12 +166,13 @@ where
     for index in 0..workers {
         let (assignee, pools) = Assignee::new();
         let plan = Plan {
+            moving: moving.clone(),
             index,
             workers,
             connections_max: share.max(MAX_BATCH as u32),
             stop_timeout: options.limits().stop_timeout,
         };
-        let make = std::sync::Arc::clone(&make);
+        let make = Arc::clone(&make);
         let thread = thread::Builder::new()
             .name(format!("worker-{index}"))
             .spawn(move || worker::run(&plan, pools, |worker| make(worker)))
@@ -186,26 +204,69 @@ fn acceptor(options: &Options, fds: &mut ListenFds) -> Result<Option<Acceptor>, 
     }
 }
 
+/// How this function's connections move to others.
+fn moving(options: &Options, fds: &mut ListenFds, acceptor: Option<&Acceptor>) -> Result<Moving, StartError> {
+    let anchors = match (fds.remove("anchors"), &options.anchors) {
+        (Some(file), _) => Some(tls::anchors_from_file(&File::from(file))?),
+        (None, Some(path)) => Some(tls::anchors_from_path(path)?),
+        (None, None) => None,
+    };
+    let agreements = acceptor.zip(anchors).map(|(acceptor, anchors)| {
+        Agreements::new(Arc::clone(acceptor.identity()), anchors, options.domains.clone())
+    });
+    Ok(Moving { policy: options.moves_to.clone(), agreements, pairs: Default::default() })
+}
+
 async fn serve_connection<S: Service>(
     connection: Connection,
     shared: Rc<Shared>,
     acceptor: Option<Acceptor>,
     mut service: S,
 ) {
-    let Connection { id, protocol, purpose, socket, held } = connection;
+    let Connection { id, accepted_at_ns, protocol, purpose, socket, luggage, held } = connection;
+    let origin = Origin { id, accepted_at_ns };
     if !is_for(&shared.identity.name, &purpose) {
         // Serving it would answer one function's clients by another function.
         return tracing::warn!(id, ?purpose, "the gateway sent a connection that isn't this function's");
     }
-    let stream = match (protocol, acceptor) {
-        (Protocol::Http, _) => Stream::Plain(socket),
+    let (stream, luggage) = match luggage.map(|luggage| *luggage) {
+        Some(Luggage { home, requests, state: State::Plain(input) }) => {
+            (Stream::Plain(socket), Some((home, requests, input)))
+        }
+        Some(Luggage { home, requests, state: State::Tls(state) }) => {
+            (Stream::Tls(TlsStream::from_parts(socket, *state)), Some((home, requests, Vec::new())))
+        }
+        None => match greet(id, protocol, socket, acceptor, &shared).await {
+            Some(stream) => (stream, None),
+            None => return,
+        },
+    };
+    let mut connection = http::Connection::new(stream, protocol, origin, &shared);
+    if let Some((home, requests, input)) = luggage {
+        connection.resume(home, requests, &input);
+    }
+    let finish = connection.serve(&mut service).await;
+    connection.finish(finish, held).await;
+}
+
+/// The stream of a new connection, unless its handshake fails.
+async fn greet(
+    id: u64,
+    protocol: Protocol,
+    socket: Socket,
+    acceptor: Option<Acceptor>,
+    shared: &Shared,
+) -> Option<Stream> {
+    match (protocol, acceptor) {
+        (Protocol::Http, _) => Some(Stream::Plain(socket)),
         (Protocol::Https, Some(acceptor)) => {
             // On the heap, because what the handshake needs is not needed afterwards.
             match Box::pin(acceptor.accept(socket, shared.limits.head_timeout)).await {
-                Ok(stream) => Stream::Tls(stream),
+                Ok(stream) => Some(Stream::Tls(stream)),
                 Err(failure) => {
                     tracing::debug!(id, error = %failure.error, "no TLS session");
-                    return shared.linger.close(failure.socket).await;
+                    shared.linger.close(failure.socket).await;
+                    None
                 }
             }
         }
@@ -216,12 +277,10 @@ async fn serve_connection<S: Service>(
             }
             // A client that can't take seven bytes goes without them.
             let _ = socket.send_now(&tls::plaintext_alert(AlertDescription::InternalError));
-            return shared.linger.close(socket).await;
+            shared.linger.close(socket).await;
+            None
         }
-    };
-    let mut connection = http::Connection::new(stream, protocol, &shared);
-    let finish = connection.serve(&mut service).await;
-    connection.finish(finish, held).await;
+    }
 }
 
 fn is_for(name: &FunctionName, purpose: &Purpose) -> bool {

@@ -2,6 +2,7 @@
 mod function;
 mod http;
 mod linger;
+mod moves;
 mod options;
 mod peer;
 mod pool;

@@ -4,7 +4,7 @@ use std::{env, path::PathBuf, time::Duration};
 use clap::Parser;
 use common::FunctionName;
 
-use crate::http::Limits;
+use crate::{http::Limits, moves::Policy};
 
 /// Serves one function behind Pointsman.
 ///
@@ -34,6 +34,15 @@ pub struct Options {
     /// The certificate's private key (PEM); a file passed in LISTEN_FDS as "key" comes first
     #[arg(long, env = "POINTSMAN_KEY", value_name = "FILE", requires = "certificate")]
     pub key: Option<PathBuf>,
+
+    /// The certificates (PEM) that vouch for other functions, to which TLS sessions may then move; a file passed in
+    /// LISTEN_FDS as "anchors" comes first [default: no session moves]
+    #[arg(long, env = "POINTSMAN_ANCHORS", value_name = "FILE")]
+    pub anchors: Option<PathBuf>,
+
+    /// The functions that connections may move to: names between commas, or * for every one
+    #[arg(long, env = "POINTSMAN_MOVES_TO", value_name = "NAMES", default_value = "*")]
+    pub moves_to: Policy,
 
     /// Worker threads [default: one per core]
     #[arg(

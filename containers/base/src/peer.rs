@@ -65,6 +65,10 @@ impl Asked {
         Self { address, shared: OnceLock::new() }
     }
 
+    pub(crate) fn known(&self) -> Option<SocketAddr> {
+        self.address
+    }
+
     pub(crate) fn share(&self, fd: BorrowedFd<'_>) -> PeerAddr {
         let state = self.address.map_or(State::Ask(fd.as_raw_fd()), State::Known);
         self.shared.get_or_init(|| PeerAddr(Arc::new(Mutex::new(state)))).clone()

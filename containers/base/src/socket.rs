@@ -71,6 +71,11 @@ impl Socket {
         Ok(self.peer.share(self.fd()?))
     }
 
+    /// The client's address if the gateway knew it.
+    pub fn known_peer(&self) -> Option<SocketAddr> {
+        self.peer.known()
+    }
+
     /// The descriptor, unless it was lost.
     pub fn fd(&self) -> io::Result<BorrowedFd<'_>> {
         match &self.state {

@@ -2,6 +2,7 @@
 use std::{
     cell::{Cell, RefCell},
     io,
+    os::fd::OwnedFd,
     pin::Pin,
     rc::{Rc, Weak},
     sync::{
@@ -13,7 +14,7 @@ use std::{
 };
 
 use common::Protocol;
-use handoff::{Hello, InstanceEnd, MAX_BATCH, Purpose, ReceiveBuffer, Received};
+use handoff::{Hello, InstanceEnd, InstanceMessage, MAX_BATCH, Move, Purpose, ReceiveBuffer, Received};
 use pin_project_lite::pin_project;
 use tokio::{
     sync::{Notify, mpsc},
@@ -21,18 +22,31 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::{linger::Linger, pool::Pool, readable::Readable, socket::Socket, stop::Stop};
+use crate::{
+    linger::Linger,
+    moves::{Luggage, Mover, Moving, Post},
+    pool::Pool,
+    readable::Readable,
+    socket::Socket,
+    stop::Stop,
+};
 
 /// Sooner than any deadline of a connection by default.
 const TICK: Duration = Duration::from_secs(1);
+
+/// How long gateways have to end by themselves when the function stops.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(1);
 
 /// A client's connection, which now belongs to this process alone.
 pub struct Connection {
     /// The gateway's name for it, for logs.
     pub id: u64,
+    pub(crate) accepted_at_ns: u64,
     pub protocol: Protocol,
     pub purpose: Purpose,
     pub socket: Socket,
+    /// What it takes along from another function.
+    pub(crate) luggage: Option<Box<Luggage>>,
     /// Drop this last: until then the connection counts as open.
     pub held: Held,
 }
@@ -42,6 +56,7 @@ pub struct Connection {
 pub struct Worker {
     pub linger: Linger,
     pub stop: Stop,
+    pub(crate) mover: Mover,
     open: Arc<Open>,
     ticking: Rc<Cell<bool>>,
     /// Each pool connection's other end sees how busy this worker is.
@@ -51,6 +66,8 @@ pub struct Worker {
 /// How a worker is run.
 #[derive(Clone)]
 pub(crate) struct Plan {
+    /// How connections move, if they do.
+    pub moving: Option<Arc<Moving>>,
     pub index: u16,
     pub workers: u16,
     /// More open connections than this are not taken.
@@ -105,11 +122,13 @@ where
     H: Fn(Connection) -> F + 'static,
     F: Future<Output = ()> + 'static,
 {
-    let worker = Worker::default();
+    let mover = plan.moving.as_ref().map(|moving| Mover::new(Arc::clone(moving), plan.index));
+    let features = if mover.is_some() { Hello::MOVES } else { 0 };
+    let worker = Worker { mover: mover.unwrap_or_default(), ..Worker::default() };
     let handler = Rc::new(make(&worker));
     let buffer = Rc::new(RefCell::new(ReceiveBuffer::new()));
     while let Some(pool) = pools.recv().await {
-        let hello = Hello { worker: plan.index, workers: plan.workers, pid: std::process::id(), features: 0 };
+        let hello = Hello { worker: plan.index, workers: plan.workers, pid: std::process::id(), features };
         let Pool { connection, counted } = pool;
         let end = InstanceEnd::greet(connection, &hello)
             .map_err(|error| error.to_string())
@@ -122,8 +141,10 @@ where
             }
         };
         worker.ends.borrow_mut().push(Rc::downgrade(&end));
+        let post = Rc::new(Post::new(end));
+        worker.mover.gateway_came(&post);
         let receiver = Receiver {
-            end,
+            post,
             worker: worker.clone(),
             handler: Rc::clone(&handler),
             buffer: Rc::clone(&buffer),
@@ -137,7 +158,7 @@ where
         });
     }
     worker.stop.request();
-    worker.stop_receiving();
+    worker.stop_receiving(features & Hello::MOVES != 0).await;
     if timeout(plan.stop_timeout, worker.drained()).await.is_err() {
         let cut = worker.open.connections.load(Ordering::Relaxed);
         tracing::warn!(connections = cut, "connections that took too long are cut");
@@ -145,8 +166,12 @@ where
 }
 
 impl Worker {
-    /// The gateways' sends fail from now on; what they have sent is still taken.
-    fn stop_receiving(&self) {
+    /// Ends what gateways send; what they have sent is still taken. With moves, connections may be on their way that only
+    /// this worker can go on with, so gateways are asked to end by themselves first.
+    async fn stop_receiving(&self, moves: bool) {
+        if moves && timeout(DRAIN_PATIENCE, self.drain()).await.is_ok() {
+            return;
+        }
         for end in self.ends.borrow().iter().filter_map(Weak::upgrade) {
             if let Err(error) = end.get_ref().stop_receiving() {
                 tracing::warn!(%error, "a gateway can't be told to stop");
@@ -154,12 +179,32 @@ impl Worker {
         }
     }
 
+    /// Asks the gateways to end, and waits until they have.
+    async fn drain(&self) {
+        for end in self.ends.borrow().iter().filter_map(Weak::upgrade) {
+            end.get_ref().status().set_draining();
+            if let Err(error) = end.get_ref().say(&InstanceMessage::Drain) {
+                tracing::debug!(%error, "a gateway can't be asked to end");
+            }
+        }
+        loop {
+            let changed = self.open.changed.notified();
+            if !self.receives() {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    fn receives(&self) -> bool {
+        self.ends.borrow().iter().any(|end| end.strong_count() > 0)
+    }
+
     /// All pool connections are empty and all connections over.
     async fn drained(&self) {
         loop {
             let changed = self.open.changed.notified();
-            let receiving = self.ends.borrow().iter().any(|end| end.strong_count() > 0);
-            if !receiving && self.open.connections.load(Ordering::Relaxed) == 0 {
+            if !self.receives() && self.open.connections.load(Ordering::Relaxed) == 0 {
                 return;
             }
             changed.await;
@@ -193,7 +238,7 @@ impl Worker {
 
 /// One pool connection's receiving side.
 struct Receiver<H> {
-    end: Rc<Readable<InstanceEnd>>,
+    post: Rc<Post>,
     worker: Worker,
     handler: Rc<H>,
     buffer: Rc<RefCell<ReceiveBuffer>>,
@@ -208,14 +253,22 @@ where
     async fn receive(&self) -> Result<(), handoff::Error> {
         loop {
             self.room().await;
-            let mut ready = self.end.ready().await.map_err(handoff::Error::Receive)?;
+            let mut ready = self.post.end().ready().await.map_err(handoff::Error::Receive)?;
             loop {
-                match self.end.get_ref().receive(&mut self.buffer.borrow_mut()) {
+                match self.post.end().get_ref().receive(&mut self.buffer.borrow_mut()) {
                     Ok(Received::Connections(arrivals)) => {
-                        arrivals.for_each(|(record, fd)| self.spawn(&record, fd));
+                        arrivals.for_each(|(record, fd)| self.spawn(&record, fd, None));
                         self.worker.publish();
                         self.worker.tick();
                     }
+                    Ok(Received::Moved(moved, fd)) => {
+                        self.admit(&moved, fd);
+                        self.worker.publish();
+                        self.worker.tick();
+                    }
+                    Ok(Received::Grant(grant)) => self.worker.mover.granted(&self.post, &grant),
+                    Ok(Received::Flight(flight)) => self.worker.mover.flight(&self.post, &flight),
+                    Ok(Received::Revoke(worker)) => self.worker.mover.revoked(&self.post, worker),
                     Ok(Received::WouldBlock) => {
                         ready.clear_ready();
                         break;
@@ -232,9 +285,22 @@ where
         }
     }
 
-    fn spawn(&self, record: &handoff::Connection, fd: std::os::fd::OwnedFd) {
+    /// Takes a connection that comes from another function.
+    fn admit(&self, moved: &Move<'_>, fd: OwnedFd) {
+        match self.worker.mover.unpack(moved, &fd) {
+            Ok(luggage) => self.spawn(&moved.connection, fd, Some(Box::new(luggage))),
+            // Nobody can go on with it, and its client must not take its end for an answer's.
+            Err(error) => {
+                tracing::warn!(id = moved.connection.id, %error, "a connection that came from another function was closed");
+            }
+        }
+    }
+
+    fn spawn(&self, record: &handoff::Connection, fd: OwnedFd, luggage: Option<Box<Luggage>>) {
         let connection = Connection {
             id: record.id,
+            accepted_at_ns: record.accepted_at_ns,
+            luggage,
             protocol: record.protocol,
             purpose: record.purpose,
             socket: Socket::new(fd, record.peer),
@@ -286,7 +352,8 @@ impl<H> Drop for Receiver<H> {
     fn drop(&mut self) {
         // Whoever waits for the last pool connection looks again, after this one is gone.
         let worker = self.worker.clone();
-        worker.ends.borrow_mut().retain(|end| !std::ptr::eq(end.as_ptr(), Rc::as_ptr(&self.end)));
+        worker.ends.borrow_mut().retain(|end| !std::ptr::eq(end.as_ptr(), Rc::as_ptr(self.post.end())));
+        worker.mover.gateway_left(&self.post);
         worker.open.changed.notify_waiters();
     }
 }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use common::Protocol;
-use handoff::{FromInstance, Purpose, SendError};
+use handoff::{FromInstance, Greeting, InstanceMessage, MessageBuffer, Purpose, SendError};
 use nix::sys::signal::Signal;
 use support::{Function, Pool, connection, read_to_end, record, wait_readable};
 
@@ -88,15 +88,45 @@ fn stopping_serves_what_was_taken_and_what_is_queued_and_nothing_more() {
 
     // Idle connections end at once, which also says that the stop was heard.
     assert_eq!(read_to_end(&mut idle).unwrap(), b"");
-    let (_client, server) = connection();
-    let refused = record(2, Protocol::Http, Purpose::Serve("echo".parse().unwrap()));
-    assert!(matches!(pool.end.send(&[refused], &[server.as_fd()]), Err(SendError::Closed)));
+    assert!(pool.status.draining());
+    let mut buffer = MessageBuffer::default();
+    wait_readable(pool.end.as_fd());
+    let drain = pool.end.receive(&mut buffer).unwrap();
+    assert!(matches!(drain, FromInstance::Message(InstanceMessage::Drain)));
+    pool.end.stop_sending().unwrap();
     let answer = String::from_utf8(read_to_end(&mut queued).unwrap()).unwrap();
     assert!(answer.contains("\"method\":\"GET\""), "{answer}");
     busy.write_all(b"two").unwrap();
     let answer = String::from_utf8(read_to_end(&mut busy).unwrap()).unwrap();
     assert!(answer.ends_with("onetwo"), "{answer}");
     assert_eq!(pool.status.taken(), 3);
+    assert!(function.wait().success());
+}
+
+#[test]
+fn a_gateway_that_does_not_answer_is_not_waited_for() {
+    let function = start(&["--workers", "1"]);
+    let pool = function.connect();
+    function.signal(Signal::SIGTERM);
+    wait_readable(pool.end.as_fd());
+    // It goes on sending until that fails, and what it could send is served.
+    let purpose = Purpose::Serve("echo".parse().unwrap());
+    let mut sent = Vec::new();
+    loop {
+        let (mut client, server) = connection();
+        client.write_all(b"GET /function/echo HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
+        match pool.end.send(&[record(1, Protocol::Http, purpose)], &[server.as_fd()]) {
+            Ok(_) => sent.push(client),
+            Err(SendError::WouldBlock) => {}
+            Err(error) => break assert!(matches!(error, SendError::Closed), "{error}"),
+        }
+        if sent.len() == 100 {
+            read_to_end(&mut sent.remove(0)).unwrap();
+        }
+    }
+    for mut client in sent {
+        assert!(read_to_end(&mut client).unwrap().starts_with(b"HTTP/1.1 200 OK\r\n"));
+    }
     assert!(function.wait().success());
 }
 
@@ -161,7 +191,7 @@ fn nonsense_on_a_pool_connection_ends_only_that() {
     )
     .unwrap();
     wait_readable(broken.end.as_fd());
-    assert!(matches!(broken.end.receive(), Ok(FromInstance::Closed)));
+    assert!(matches!(broken.end.receive_hello(), Ok(Greeting::Closed)));
     let pool = function.connect();
     let mut client = serve(&pool, Protocol::Http, "echo");
     client.write_all(GET).unwrap();

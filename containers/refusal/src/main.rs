@@ -14,7 +14,7 @@ fn main() -> ExitCode {
 
 /// Says why, without reading anything first, and leaves the client time to read it.
 async fn refuse(connection: Connection, linger: Linger) {
-    let Connection { id, protocol, purpose, socket, held } = connection;
+    let Connection { id, protocol, purpose, socket, held, .. } = connection;
     match purpose {
         Purpose::Refuse(refusal) => {
             // The answer is shorter than an empty socket buffer; a client whose connection is gone needs none.

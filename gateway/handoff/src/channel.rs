@@ -8,6 +8,7 @@ use std::{
     vec::Drain,
 };
 
+use arrayvec::ArrayVec;
 use rustix::{
     cmsg_space,
     io::Errno,
@@ -19,7 +20,11 @@ use rustix::{
 
 use crate::{
     Connection, Error, FunctionsDirectory, Hello, MAX_BATCH, PoolConnection, StatusReader, StatusWriter,
-    message::{self, Bytes, MAX_MESSAGE_BYTES, decode_connections, decode_hello},
+    message::{self, Bytes, are_connections, decode_connections, decode_hello},
+    moving::{
+        Flight, GatewayMessage, Grant, InstanceMessage, LONGEST_MESSAGE_BYTES, Move, WorkerId,
+        decode_gateway_message, decode_instance_message, encode_gateway_message, encode_instance_message,
+    },
 };
 
 const CONTROL_BYTES: usize = cmsg_space!(ScmRights(MAX_BATCH));
@@ -41,16 +46,45 @@ pub enum SendError {
     Io(#[source] io::Error),
 }
 
+impl From<Errno> for SendError {
+    fn from(errno: Errno) -> Self {
+        match errno {
+            Errno::AGAIN => Self::WouldBlock,
+            Errno::TOOMANYREFS => Self::TooManyReferences,
+            Errno::PIPE | Errno::CONNRESET | Errno::NOTCONN | Errno::CONNREFUSED => Self::Closed,
+            errno => Self::Io(errno.into()),
+        }
+    }
+}
+
 /// The gateway's end of a pool connection.
 pub struct GatewayEnd {
     socket: OwnedFd,
 }
 
-/// What the gateway receives.
-pub enum FromInstance {
+/// What the gateway receives first.
+pub enum Greeting {
     Hello(Hello, StatusReader),
     WouldBlock,
     Closed,
+}
+
+/// What the gateway receives after HELLO.
+pub enum FromInstance<'a> {
+    /// Everything but RETURN, which is below with its socket.
+    Message(InstanceMessage<'a>),
+    Return(Move<'a>, OwnedFd),
+    WouldBlock,
+    Closed,
+}
+
+/// Memory for one message, used again and again.
+pub struct MessageBuffer(Box<[u8]>);
+
+impl Default for MessageBuffer {
+    fn default() -> Self {
+        Self(vec![0; LONGEST_MESSAGE_BYTES].into_boxed_slice())
+    }
 }
 
 impl GatewayEnd {
@@ -70,26 +104,64 @@ impl GatewayEnd {
         Self { socket }
     }
 
-    /// The next message, if one is there. Any error means that the instance doesn't speak this protocol: drop the end.
-    pub fn receive(&self) -> Result<FromInstance, Error> {
+    /// The first message, if it is there. Any error means that the instance doesn't speak this protocol: drop the end.
+    pub fn receive_hello(&self) -> Result<Greeting, Error> {
         let mut bytes = [0; message::HELLO_BYTES];
-        let mut page = None;
-        let mut descriptors = 0;
-        let received = receive(self.socket.as_fd(), &mut bytes, |fd| {
-            descriptors += 1;
-            page = Some(fd);
-        });
-        let length = match received? {
+        let (datagram, mut descriptors) = self.receive_into(&mut bytes)?;
+        let length = match datagram {
             Datagram::Message { length, complete: true } => length,
             Datagram::Message { complete: false, .. } => return Err(Error::OutOfDescriptors { lost: 0 }),
+            Datagram::WouldBlock => return Ok(Greeting::WouldBlock),
+            Datagram::Closed => return Ok(Greeting::Closed),
+        };
+        let hello = decode_hello(&bytes[..length])?;
+        let page = descriptors.only(1)?.ok_or(Error::Descriptors { expected: 1, got: 0 })?;
+        Ok(Greeting::Hello(hello, StatusReader::open(page)?))
+    }
+
+    /// The next message after HELLO, if one is there. After `Error::OutOfDescriptors` the end works on; after any
+    /// other error drop it.
+    pub fn receive<'a>(&self, buffer: &'a mut MessageBuffer) -> Result<FromInstance<'a>, Error> {
+        let (datagram, mut descriptors) = self.receive_into(&mut buffer.0)?;
+        let (length, complete) = match datagram {
+            Datagram::Message { length, complete } => (length, complete),
             Datagram::WouldBlock => return Ok(FromInstance::WouldBlock),
             Datagram::Closed => return Ok(FromInstance::Closed),
         };
-        let hello = decode_hello(&bytes[..length])?;
-        match page {
-            Some(page) if descriptors == 1 => Ok(FromInstance::Hello(hello, StatusReader::open(page)?)),
-            _ => Err(Error::Descriptors { expected: 1, got: descriptors }),
+        match decode_instance_message(&buffer.0[..length])? {
+            InstanceMessage::Return(_) if !complete => Err(Error::OutOfDescriptors { lost: 1 }),
+            InstanceMessage::Return(moved) => match descriptors.only(1)? {
+                Some(socket) => Ok(FromInstance::Return(moved, socket)),
+                None => Err(Error::Descriptors { expected: 1, got: 0 }),
+            },
+            message => descriptors.only(0).map(|_| FromInstance::Message(message)),
         }
+    }
+
+    fn receive_into(&self, bytes: &mut [u8]) -> Result<(Datagram, Taken), Error> {
+        let mut taken = Taken::default();
+        let datagram = receive(self.socket.as_fd(), bytes, |fd| taken.take(fd))?;
+        Ok((datagram, taken))
+    }
+
+    /// Says something that carries no descriptor.
+    pub fn say(&self, message: &GatewayMessage<'_>) -> Result<(), SendError> {
+        debug_assert!(!matches!(message, GatewayMessage::Moved(_)));
+        let mut fixed = Bytes::new();
+        let end = encode_gateway_message(message, &mut fixed);
+        send(self.socket.as_fd(), &[&fixed, end], &[]).map_err(SendError::from)
+    }
+
+    /// Hands a connection over that moves; ownership as in [`GatewayEnd::send`].
+    pub fn send_moved(&self, moved: &Move<'_>, socket: BorrowedFd<'_>) -> Result<(), SendError> {
+        let mut fixed = Bytes::new();
+        let end = encode_gateway_message(&GatewayMessage::Moved(*moved), &mut fixed);
+        send(self.socket.as_fd(), &[&fixed, end], &[socket]).map_err(SendError::from)
+    }
+
+    /// Says that nothing more will come; what is queued can still be received.
+    pub fn stop_sending(&self) -> Result<(), Error> {
+        shutdown(&self.socket, Shutdown::Write).map_err(|errno| Error::Shutdown(errno.into()))
     }
 
     /// Hands over the first [`MAX_BATCH`] of `connections` with one system call and says how many those are: all of
@@ -109,15 +181,8 @@ impl GatewayEnd {
         }
         let mut bytes = Bytes::new();
         message::encode_connections(&connections[..sent], &mut bytes);
-        match send(self.socket.as_fd(), &bytes, &descriptors[..sent]) {
-            Ok(()) => Ok(sent),
-            Err(Errno::AGAIN) => Err(SendError::WouldBlock),
-            Err(Errno::TOOMANYREFS) => Err(SendError::TooManyReferences),
-            Err(Errno::PIPE | Errno::CONNRESET | Errno::NOTCONN | Errno::CONNREFUSED) => {
-                Err(SendError::Closed)
-            }
-            Err(errno) => Err(SendError::Io(errno.into())),
-        }
+        send(self.socket.as_fd(), &[&bytes], &descriptors[..sent])?;
+        Ok(sent)
     }
 }
 
@@ -144,6 +209,12 @@ pub struct InstanceEnd {
 pub enum Received<'a> {
     /// Connections with their sockets; those that the caller doesn't take out are closed.
     Connections(Arrivals<'a>),
+    /// A connection that comes from another function.
+    Moved(Move<'a>, OwnedFd),
+    Grant(Grant),
+    Flight(Flight<'a>),
+    /// That worker takes nothing more: say [`InstanceMessage::Revoked`] after the last connection for it.
+    Revoke(WorkerId),
     WouldBlock,
     Closed,
 }
@@ -153,7 +224,7 @@ pub type Arrivals<'a> = Zip<Drain<'a, Connection>, Drain<'a, OwnedFd>>;
 
 /// Memory that receiving uses again and again; one for each thread that receives.
 pub struct ReceiveBuffer {
-    bytes: Box<[u8; MAX_MESSAGE_BYTES]>,
+    bytes: MessageBuffer,
     connections: Vec<Connection>,
     descriptors: Vec<OwnedFd>,
 }
@@ -164,7 +235,7 @@ impl InstanceEnd {
         let status = StatusWriter::create()?;
         let mut bytes = Bytes::new();
         message::encode_hello(hello, &mut bytes);
-        send(connection.socket.as_fd(), &bytes, &[status.as_fd()])
+        send(connection.socket.as_fd(), &[&bytes], &[status.as_fd()])
             .map_err(|errno| Error::SendHello(errno.into()))?;
         Ok(Self { socket: connection.socket, status })
     }
@@ -173,46 +244,74 @@ impl InstanceEnd {
         &self.status
     }
 
+    /// Says something that carries no descriptor.
+    pub fn say(&self, message: &InstanceMessage<'_>) -> Result<(), SendError> {
+        debug_assert!(!matches!(message, InstanceMessage::Return(_)));
+        let mut fixed = Bytes::new();
+        let end = encode_instance_message(message, &mut fixed);
+        send(self.socket.as_fd(), &[&fixed, end], &[]).map_err(SendError::from)
+    }
+
+    /// Gives a connection back that belongs to another function. Once this returned `Ok` it is the gateway's: the
+    /// caller closes its copy. After an error nobody has seen the payload, and it may be sent again.
+    pub fn give_back(&self, moved: &Move<'_>, socket: BorrowedFd<'_>) -> Result<(), SendError> {
+        let mut fixed = Bytes::new();
+        let end = encode_instance_message(&InstanceMessage::Return(*moved), &mut fixed);
+        send(self.socket.as_fd(), &[&fixed, end], &[socket]).map_err(SendError::from)
+    }
+
     /// The next message, if one is there. What came out of the queue is counted as taken on the status page, also when
     /// it turns out to be unusable. After `Error::OutOfDescriptors` the end works on; after any other error drop it.
     pub fn receive<'a>(&self, buffer: &'a mut ReceiveBuffer) -> Result<Received<'a>, Error> {
-        let filled = self.fill(buffer);
-        let ReceiveBuffer { connections, descriptors, .. } = buffer;
-        // A broken message's records can't be counted, a truncated one's descriptors are too few.
-        self.status.add_taken(connections.len().max(descriptors.len()));
-        match filled {
-            Ok(Filled::Connections) => {
-                Ok(Received::Connections(connections.drain(..).zip(descriptors.drain(..))))
-            }
-            Ok(Filled::WouldBlock) => Ok(Received::WouldBlock),
-            Ok(Filled::Closed) => Ok(Received::Closed),
-            Err(error) => {
-                // Their clients learn of it now, not when the buffer is used again.
-                descriptors.clear();
-                Err(error)
-            }
-        }
-    }
-
-    /// Puts the next message's connections and descriptors into `buffer`, as many of each if it is sound.
-    fn fill(&self, buffer: &mut ReceiveBuffer) -> Result<Filled, Error> {
         let ReceiveBuffer { bytes, connections, descriptors } = buffer;
         connections.clear();
         descriptors.clear();
-        let (length, complete) =
-            match receive(self.socket.as_fd(), &mut bytes[..], |fd| descriptors.push(fd))? {
-                Datagram::Message { length, complete } => (length, complete),
-                Datagram::WouldBlock => return Ok(Filled::WouldBlock),
-                Datagram::Closed => return Ok(Filled::Closed),
+        let received = receive(self.socket.as_fd(), &mut bytes.0, |fd| descriptors.push(fd));
+        let (length, complete) = match received {
+            Ok(Datagram::Message { length, complete }) => (length, complete),
+            Ok(Datagram::WouldBlock) => return Ok(Received::WouldBlock),
+            Ok(Datagram::Closed) => return Ok(Received::Closed),
+            Err(error) => {
+                self.status.add_taken(descriptors.len());
+                descriptors.clear();
+                return Err(error);
+            }
+        };
+        let message = &bytes.0[..length];
+        if are_connections(message) {
+            let decoded = decode_connections(message, connections);
+            let judged = match (decoded, connections.len()) {
+                (Err(error), _) => Err(Error::from(error)),
+                (Ok(()), lost) if !complete => Err(Error::OutOfDescriptors { lost }),
+                (Ok(()), expected) if expected != descriptors.len() => {
+                    Err(Error::Descriptors { expected, got: descriptors.len() })
+                }
+                (Ok(()), _) => Ok(()),
             };
-        decode_connections(&bytes[..length], connections)?;
-        if !complete {
-            return Err(Error::OutOfDescriptors { lost: connections.len() });
+            // A broken message's records can't be counted, a truncated one's descriptors are too few.
+            self.status.add_taken(connections.len().max(descriptors.len()));
+            if let Err(error) = judged {
+                // Their clients learn of it now, not when the buffer is used again.
+                descriptors.clear();
+                return Err(error);
+            }
+            return Ok(Received::Connections(connections.drain(..).zip(descriptors.drain(..))));
         }
-        if connections.len() != descriptors.len() {
-            return Err(Error::Descriptors { expected: connections.len(), got: descriptors.len() });
+        let decoded = decode_gateway_message(message);
+        let expected = usize::from(matches!(decoded, Ok(GatewayMessage::Moved(_))));
+        let got = descriptors.len();
+        self.status.add_taken(expected.max(got));
+        let socket = descriptors.pop();
+        descriptors.clear();
+        match (decoded?, socket) {
+            (GatewayMessage::Moved(_), _) if !complete => Err(Error::OutOfDescriptors { lost: 1 }),
+            _ if got != expected => Err(Error::Descriptors { expected, got }),
+            (GatewayMessage::Moved(moved), Some(socket)) => Ok(Received::Moved(moved, socket)),
+            (GatewayMessage::Moved(_), None) => Err(Error::Descriptors { expected, got }),
+            (GatewayMessage::Grant(grant), _) => Ok(Received::Grant(grant)),
+            (GatewayMessage::Flight(flight), _) => Ok(Received::Flight(flight)),
+            (GatewayMessage::Revoke(worker), _) => Ok(Received::Revoke(worker)),
         }
-        Ok(Filled::Connections)
     }
 
     /// Ends the gateway's sending without losing anything: from now on its sends fail, and what is queued can still be
@@ -239,7 +338,7 @@ impl AsRawFd for InstanceEnd {
 impl ReceiveBuffer {
     pub fn new() -> Self {
         Self {
-            bytes: Box::new([0; MAX_MESSAGE_BYTES]),
+            bytes: MessageBuffer::default(),
             connections: Vec::with_capacity(MAX_BATCH),
             descriptors: Vec::with_capacity(MAX_BATCH),
         }
@@ -252,12 +351,6 @@ impl Default for ReceiveBuffer {
     }
 }
 
-enum Filled {
-    Connections,
-    WouldBlock,
-    Closed,
-}
-
 enum Datagram {
     /// `complete` is false when the kernel could not install all of the message's descriptors.
     Message {
@@ -268,25 +361,28 @@ enum Datagram {
     Closed,
 }
 
-fn send(socket: BorrowedFd, bytes: &[u8], descriptors: &[BorrowedFd]) -> Result<(), Errno> {
+fn send(socket: BorrowedFd, parts: &[&[u8]], descriptors: &[BorrowedFd]) -> Result<(), Errno> {
     let mut space = [MaybeUninit::uninit(); CONTROL_BYTES];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    let fits = control.push(SendAncillaryMessage::ScmRights(descriptors));
+    let fits = descriptors.is_empty() || control.push(SendAncillaryMessage::ScmRights(descriptors));
     debug_assert!(fits, "callers pass at most MAX_BATCH descriptors");
+    let parts: ArrayVec<IoSlice, 2> = parts.iter().map(|part| IoSlice::new(part)).collect();
     // A SOCK_SEQPACKET message is queued whole or not at all.
-    retry_interrupted(|| sendmsg(socket, &[IoSlice::new(bytes)], &mut control, SEND)).map(|_| ())
+    retry(Errno::INTR, || sendmsg(socket, &parts, &mut control, SEND)).map(|_| ())
 }
 
 /// Receives one message; each of its descriptors is given to `take`, close-on-exec, before anything is judged.
 fn receive(socket: BorrowedFd, bytes: &mut [u8], mut take: impl FnMut(OwnedFd)) -> Result<Datagram, Error> {
     let mut space = [MaybeUninit::uninit(); CONTROL_BYTES];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let received =
-        retry_interrupted(|| recvmsg(socket, &mut [IoSliceMut::new(bytes)], &mut control, RECEIVE));
+    // ECONNRESET says that the other end closed without having read everything. It is said once, and hides neither what
+    // that end sent before nor its end of file.
+    let received = retry(Errno::CONNRESET, || {
+        retry(Errno::INTR, || recvmsg(socket, &mut [IoSliceMut::new(bytes)], &mut control, RECEIVE))
+    });
     let message = match received {
         Ok(message) => message,
         Err(Errno::AGAIN) => return Ok(Datagram::WouldBlock),
-        Err(Errno::CONNRESET) => return Ok(Datagram::Closed),
         Err(errno) => return Err(Error::Receive(errno.into())),
     };
     for ancillary in control.drain() {
@@ -304,11 +400,32 @@ fn receive(socket: BorrowedFd, bytes: &mut [u8], mut take: impl FnMut(OwnedFd)) 
     Ok(Datagram::Message { length: message.bytes, complete: !message.flags.contains(ReturnFlags::CTRUNC) })
 }
 
-fn retry_interrupted<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
+fn retry<T>(transient: Errno, mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
     loop {
         match call() {
-            Err(Errno::INTR) => continue,
+            Err(errno) if errno == transient => continue,
             result => return result,
+        }
+    }
+}
+
+/// The descriptors of one message; more than one is never right here, and what isn't taken out is closed.
+#[derive(Default)]
+struct Taken {
+    first: Option<OwnedFd>,
+    count: usize,
+}
+
+impl Taken {
+    fn take(&mut self, fd: OwnedFd) {
+        self.count += 1;
+        self.first.get_or_insert(fd);
+    }
+
+    fn only(&mut self, expected: usize) -> Result<Option<OwnedFd>, Error> {
+        match self.count {
+            got if got == expected => Ok(self.first.take()),
+            got => Err(Error::Descriptors { expected, got }),
         }
     }
 }

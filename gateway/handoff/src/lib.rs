@@ -7,13 +7,20 @@ mod error;
 pub mod listen_fds;
 mod listener;
 pub mod message;
+pub mod moving;
 mod page;
 mod reader;
 
-pub use channel::{Arrivals, FromInstance, GatewayEnd, InstanceEnd, ReceiveBuffer, Received, SendError};
+pub use channel::{
+    Arrivals, FromInstance, GatewayEnd, Greeting, InstanceEnd, MessageBuffer, ReceiveBuffer, Received,
+    SendError,
+};
 pub use directory::FunctionsDirectory;
 pub use error::Error;
 pub use listen_fds::ListenFds;
 pub use listener::{AllowedUids, PoolConnection, PoolListener};
 pub use message::{Connection, DecodeError, Hello, MAX_BATCH, MAX_WORKERS, Purpose};
+pub use moving::{
+    Berth, Flight, GatewayMessage, Grant, GrantAnswer, InstanceMessage, Move, PAYLOAD_BYTES, Role, WorkerId,
+};
 pub use page::{STATUS_PAGE_BYTES, StatusReader, StatusWriter};

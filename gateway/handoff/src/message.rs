@@ -19,7 +19,7 @@ pub const MAX_WORKERS: u16 = 256;
 pub const HEADER_BYTES: usize = 16;
 pub const HELLO_BYTES: usize = HEADER_BYTES + HELLO_BODY_BYTES;
 pub const CONNECTION_BYTES: usize = 144;
-/// The longest message of this version.
+/// The longest message that carries new connections.
 pub const MAX_MESSAGE_BYTES: usize = HEADER_BYTES + MAX_BATCH * CONNECTION_BYTES;
 
 const HELLO_BODY_BYTES: usize = 16;
@@ -55,6 +55,11 @@ pub struct Hello {
     /// What the instance understands beyond this version's messages. A gateway ignores bits it doesn't know and
     /// sends nothing that wasn't offered, which is how the wire grows without a break.
     pub features: u64,
+}
+
+impl Hello {
+    /// The instance takes connections that move to it, and asks for those that leave it.
+    pub const MOVES: u64 = 1;
 }
 
 /// What a connection is handed over for.
@@ -121,7 +126,7 @@ pub fn encode_hello(hello: &Hello, out: &mut Bytes) {
 
 pub fn decode_hello(message: &[u8]) -> Result<Hello, DecodeError> {
     let mut reader = Reader(message);
-    let count = take_header(&mut reader, KIND_HELLO, message.len())?;
+    let count = take_header_of(&mut reader, KIND_HELLO, message.len())?;
     if count != 1 {
         return Err(DecodeError::Count(count));
     }
@@ -152,7 +157,7 @@ pub fn encode_connections(connections: &[Connection], out: &mut Bytes) -> usize 
 pub fn decode_connections(message: &[u8], out: &mut Vec<Connection>) -> Result<(), DecodeError> {
     out.clear();
     let mut reader = Reader(message);
-    let count = take_header(&mut reader, KIND_CONNECTIONS, message.len())?;
+    let count = take_header_of(&mut reader, KIND_CONNECTIONS, message.len())?;
     if count == 0 || usize::from(count) > MAX_BATCH {
         return Err(DecodeError::Count(count));
     }
@@ -164,11 +169,11 @@ pub fn decode_connections(message: &[u8], out: &mut Vec<Connection>) -> Result<(
 }
 
 /// `Bytes` has room for the largest message, and a batch is bounded before its first record is written.
-fn put<const N: usize>(out: &mut Bytes, bytes: [u8; N]) {
+pub(crate) fn put<const N: usize>(out: &mut Bytes, bytes: [u8; N]) {
     out.extend(bytes);
 }
 
-fn put_header(out: &mut Bytes, kind: u16, count: u16, body_bytes: usize) {
+pub(crate) fn put_header(out: &mut Bytes, kind: u16, count: u16, body_bytes: usize) {
     put(out, MAGIC);
     put(out, VERSION.to_le_bytes());
     put(out, kind.to_le_bytes());
@@ -177,7 +182,13 @@ fn put_header(out: &mut Bytes, kind: u16, count: u16, body_bytes: usize) {
     put(out, [0; 2]);
 }
 
-fn take_header(reader: &mut Reader, expected: u16, has: usize) -> Result<u16, DecodeError> {
+fn take_header_of(reader: &mut Reader, expected: u16, has: usize) -> Result<u16, DecodeError> {
+    let (kind, count) = take_header(reader, has)?;
+    if kind == expected { Ok(count) } else { Err(DecodeError::Kind { expected, got: kind }) }
+}
+
+/// The kind and the number of records.
+pub(crate) fn take_header(reader: &mut Reader, has: usize) -> Result<(u16, u16), DecodeError> {
     let magic = reader.take()?;
     if magic != MAGIC {
         return Err(DecodeError::Magic(magic));
@@ -187,19 +198,16 @@ fn take_header(reader: &mut Reader, expected: u16, has: usize) -> Result<u16, De
         return Err(DecodeError::Version(version));
     }
     let kind = reader.u16()?;
-    if kind != expected {
-        return Err(DecodeError::Kind { expected, got: kind });
-    }
     let says = reader.u32()?;
     if says as usize != has {
         return Err(DecodeError::Length { says, has });
     }
     let count = reader.u16()?;
     reader.zeros::<2>()?;
-    Ok(count)
+    Ok((kind, count))
 }
 
-fn put_connection(out: &mut Bytes, connection: &Connection) {
+pub(crate) fn put_connection(out: &mut Bytes, connection: &Connection) {
     let (purpose, refusal, name) = match &connection.purpose {
         Purpose::Serve(function) => (PURPOSE_SERVE, 0, function.as_bytes()),
         Purpose::Refuse(refusal) => (PURPOSE_REFUSE, refusal.code(), &[][..]),
@@ -215,7 +223,7 @@ fn put_connection(out: &mut Bytes, connection: &Connection) {
     put(out, padded);
 }
 
-fn take_connection(reader: &mut Reader) -> Result<Connection, DecodeError> {
+pub(crate) fn take_connection(reader: &mut Reader) -> Result<Connection, DecodeError> {
     let id = reader.u64()?;
     let accepted_at_ns = reader.u64()?;
     let peer = take_address(reader)?;
@@ -287,8 +295,13 @@ fn take_address(reader: &mut Reader) -> Result<Option<SocketAddr>, DecodeError> 
     if unused_is_zero { Ok(address) } else { Err(DecodeError::Padding) }
 }
 
+/// Whether bytes that came from a gateway are of the kind that carries new connections.
+pub(crate) fn are_connections(message: &[u8]) -> bool {
+    message.get(6..8).is_some_and(|kind| kind == KIND_CONNECTIONS.to_le_bytes())
+}
+
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use proptest::{option, prelude::*, sample::select};
 
@@ -314,7 +327,7 @@ mod tests {
     }
 
     prop_compose! {
-        fn connection()(
+        pub(crate) fn connection()(
             id: u64,
             accepted_at_ns: u64,
             protocol in select(&[Protocol::Http, Protocol::Https][..]),

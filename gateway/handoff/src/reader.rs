@@ -3,7 +3,7 @@ use crate::DecodeError;
 
 pub(crate) struct Reader<'a>(pub(crate) &'a [u8]);
 
-impl Reader<'_> {
+impl<'a> Reader<'a> {
     pub(crate) fn take<const N: usize>(&mut self) -> Result<[u8; N], DecodeError> {
         let missing = N.saturating_sub(self.0.len());
         let (value, rest) = self.0.split_first_chunk().ok_or(DecodeError::Short { missing })?;
@@ -25,6 +25,14 @@ impl Reader<'_> {
 
     pub(crate) fn zeros<const N: usize>(&mut self) -> Result<(), DecodeError> {
         if self.take::<N>()? == [0; N] { Ok(()) } else { Err(DecodeError::Padding) }
+    }
+
+    /// All that is left, if that is no more than so much.
+    pub(crate) fn rest(&mut self, bytes_max: usize) -> Result<&'a [u8], DecodeError> {
+        match self.0.len().checked_sub(bytes_max) {
+            None | Some(0) => Ok(std::mem::take(&mut self.0)),
+            Some(excess) => Err(DecodeError::Trailing(excess)),
+        }
     }
 
     pub(crate) fn end(&self) -> Result<(), DecodeError> {

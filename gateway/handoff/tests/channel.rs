@@ -11,7 +11,7 @@ use std::{
 };
 
 use handoff::{
-    AllowedUids, DecodeError, Error, FromInstance, GatewayEnd, InstanceEnd, MAX_BATCH, PoolListener,
+    AllowedUids, DecodeError, Error, GatewayEnd, Greeting, InstanceEnd, MAX_BATCH, PoolListener,
     ReceiveBuffer, Received, SendError, message,
 };
 use rustix::{
@@ -122,7 +122,7 @@ fn either_end_notices_the_others_end() {
     drop(instance);
     let (_client, socket) = UnixStream::pair().unwrap();
     assert!(matches!(gateway.send(&[connection(1)], &[socket.as_fd()]), Err(SendError::Closed)));
-    assert!(matches!(gateway.receive(), Ok(FromInstance::Closed)));
+    assert!(matches!(gateway.receive_hello(), Ok(Greeting::Closed)));
 
     let (gateway, status, instance) = pool.connected();
     gateway.send(&[connection(1)], &[socket.as_fd()]).unwrap();
@@ -142,7 +142,7 @@ fn an_instance_that_stops_receiving_loses_nothing() {
     instance.stop_receiving().unwrap();
     assert!(status.draining());
     assert!(matches!(gateway.send(&[connection(1)], &[sockets[2].as_fd()]), Err(SendError::Closed)));
-    assert!(matches!(gateway.receive(), Ok(FromInstance::WouldBlock)), "it is still there");
+    assert!(matches!(gateway.receive_hello(), Ok(Greeting::WouldBlock)), "it is still there");
     drop(sockets);
 
     let mut buffer = ReceiveBuffer::new();
@@ -196,7 +196,7 @@ fn a_hello_comes_with_exactly_one_sound_page() {
         let gateway = GatewayEnd::connect(&pool.path).unwrap();
         let instance = rustix::net::accept(&pool.listener).unwrap();
         send_raw(&instance, &hello, &two[..descriptors]);
-        match (descriptors, gateway.receive()) {
+        match (descriptors, gateway.receive_hello()) {
             (1, Err(Error::StatusPage { .. })) => {}
             (_, Err(Error::Descriptors { expected: 1, got })) => assert_eq!(got, descriptors),
             (count, other) => panic!("{count}: {:?}", other.err()),
@@ -212,7 +212,7 @@ fn only_the_gateways_user_is_let_in() {
     let own = rustix::process::geteuid().as_raw();
     let refused = pool.listener.accept(&AllowedUids::Only(own + 1)).err();
     assert!(matches!(refused, Some(Error::ForeignPeer { uid, .. }) if uid == own), "{refused:?}");
-    assert!(matches!(gateway.receive(), Ok(FromInstance::Closed)));
+    assert!(matches!(gateway.receive_hello(), Ok(Greeting::Closed)));
 
     let _gateway = GatewayEnd::connect(&pool.path).unwrap();
     assert!(pool.listener.accept(&AllowedUids::Only(own)).unwrap().is_some());

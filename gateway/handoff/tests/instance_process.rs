@@ -9,8 +9,7 @@ use std::{
 };
 
 use handoff::{
-    AllowedUids, FromInstance, GatewayEnd, Hello, InstanceEnd, ListenFds, PoolListener, ReceiveBuffer,
-    Received,
+    AllowedUids, GatewayEnd, Greeting, Hello, InstanceEnd, ListenFds, PoolListener, ReceiveBuffer, Received,
 };
 use support::*;
 
@@ -77,11 +76,11 @@ fn what_a_killed_instance_had_not_taken_is_lost_and_counted() {
 
     child.kill().unwrap();
     child.wait().unwrap();
-    assert!(matches!(gateway.receive(), Ok(FromInstance::Closed)));
+    assert!(matches!(gateway.receive_hello(), Ok(Greeting::Closed)));
     assert_eq!(15 - status.taken(), 12);
     assert!(clients.iter_mut().all(is_closed));
 
     // The socket outlives the instance: the next one will find the gateway in its backlog.
     let again = GatewayEnd::connect(&path).unwrap();
-    assert!(matches!(again.receive(), Ok(FromInstance::WouldBlock)));
+    assert!(matches!(again.receive_hello(), Ok(Greeting::WouldBlock)));
 }

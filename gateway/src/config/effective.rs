@@ -1,7 +1,7 @@
 //! Writes a configuration as the file that would say the same: defaults filled in, paths absolute.
 use toml::{Table, Value};
 
-use super::{Config, Function, Gateway, VerdictMode};
+use super::{Config, DEFAULT_GROUP, Function, Gateway, VerdictMode};
 
 impl Config {
     pub fn to_toml(&self) -> String {
@@ -35,17 +35,20 @@ impl VerdictMode {
 fn gateway_table(gateway: &Gateway) -> Table {
     // The configuration bounds the time, so it always fits.
     let head_timeout_ms = i64::try_from(gateway.head_timeout.as_millis()).unwrap_or(i64::MAX);
-    [
+    let anchors = gateway.anchors.as_ref().map(|path| Value::from(path.to_string_lossy().into_owned()));
+    let table = [
         ("http", Value::from(gateway.http.to_string())),
         ("https", Value::from(gateway.https.to_string())),
         ("verdict", Value::from(gateway.verdict.as_str())),
         ("head_timeout_ms", Value::from(head_timeout_ms)),
         ("functions_dir", Value::from(gateway.functions_dir.to_string_lossy().into_owned())),
         ("domains", strings(&gateway.domains)),
-    ]
-    .map(|(key, value)| (key.to_owned(), value))
-    .into_iter()
-    .collect()
+    ];
+    table
+        .into_iter()
+        .chain(anchors.map(|anchors| ("anchors", anchors)))
+        .map(|(key, value)| (key.to_owned(), value))
+        .collect()
 }
 
 fn function_table(name: &str, function: &Function, domains: &[String]) -> Table {
@@ -67,6 +70,17 @@ fn function_table(name: &str, function: &Function, domains: &[String]) -> Table 
         ("key", path(&function.key)),
         ("user", function.user.as_deref().map(Value::from)),
         ("env", (!env.is_empty()).then_some(Value::Table(env))),
+        (
+            "trust_group",
+            (function.trust_group != DEFAULT_GROUP).then(|| Value::from(function.trust_group.as_str())),
+        ),
+        (
+            "moves_to",
+            function
+                .moves_to
+                .as_ref()
+                .map(|names| Value::Array(names.iter().map(|name| Value::from(name.as_str())).collect())),
+        ),
     ]
     .into_iter()
     .filter_map(|(key, value)| Some((key.to_owned(), value?)))

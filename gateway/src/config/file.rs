@@ -12,7 +12,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::{
-    Config, Function, Gateway, REFUSAL, VerdictMode,
+    Config, DEFAULT_GROUP, Function, Gateway, REFUSAL, VerdictMode,
     hosts::{self, Hosts},
 };
 
@@ -41,6 +41,7 @@ struct GatewayTable {
     head_timeout_ms: Option<Spanned<u64>>,
     functions_dir: Option<PathBuf>,
     domains: Option<Vec<Spanned<String>>>,
+    anchors: Option<PathBuf>,
 }
 
 #[derive(Deserialize)]
@@ -54,6 +55,8 @@ struct FunctionTable {
     user: Option<Spanned<String>>,
     #[serde(default)]
     env: BTreeMap<Spanned<String>, String>,
+    trust_group: Option<String>,
+    moves_to: Option<Vec<Spanned<String>>>,
 }
 
 /// What is wrong, and the byte of the file at which it begins.
@@ -86,6 +89,13 @@ pub fn parse(text: &str, base: &Path, programs: &Path) -> Result<Config, Invalid
         known.claim_generated(key, name, &gateway.domains)?;
         functions.insert(name, table.validate(name, base, programs)?);
     }
+    for (key, table) in &file.functions {
+        let Some(names) = &table.moves_to else { continue };
+        let receivers = names.iter().map(|name| receiver(name, &functions)).collect::<Result<_, _>>()?;
+        if let Some(function) = functions.get_mut(&function_name(key)?) {
+            function.moves_to = Some(receivers);
+        }
+    }
     // Own hosts come after all generated ones, so that the line that is shown is the one to change.
     for (key, table) in &file.functions {
         let name = function_name(key)?;
@@ -115,6 +125,7 @@ impl GatewayTable {
             head_timeout: Duration::from_millis(DEFAULT_HEAD_TIMEOUT_MS),
             functions_dir: PathBuf::from("/run/pointsman/functions"),
             domains: vec!["faas.local".to_owned(), "localhost".to_owned()],
+            anchors: None,
         }
     }
 
@@ -141,6 +152,7 @@ impl GatewayTable {
         if let Some(directory) = &self.functions_dir {
             gateway.functions_dir = base.join(directory);
         }
+        gateway.anchors = self.anchors.as_ref().map(|anchors| base.join(anchors));
         if let Some(domains) = &self.domains {
             gateway.domains = hosts::unique(domains)?;
         }
@@ -181,6 +193,8 @@ impl FunctionTable {
             key: path(&self.key),
             user: self.user.as_ref().map(|user| user.get_ref().clone()),
             env: self.env.iter().map(|(name, value)| (name.get_ref().clone(), value.clone())).collect(),
+            trust_group: self.trust_group.clone().unwrap_or_else(|| DEFAULT_GROUP.to_owned()),
+            moves_to: None,
         })
     }
 }
@@ -196,6 +210,19 @@ fn function_name(key: &Spanned<String>) -> Result<FunctionName, Invalid> {
         return Err(Invalid::at(key, format!("functions.{name}: {reason}")));
     }
     Ok(name)
+}
+
+fn receiver(
+    name: &Spanned<String>,
+    functions: &BTreeMap<FunctionName, Function>,
+) -> Result<FunctionName, Invalid> {
+    let receiver = name.get_ref().parse().ok().filter(|receiver| functions.contains_key(receiver));
+    receiver.ok_or_else(|| {
+        let known: Vec<_> = functions.keys().map(FunctionName::as_str).collect();
+        let reason =
+            format!("{:?} is no function of this file; there are {}", name.get_ref(), known.join(", "));
+        Invalid::at(name, reason)
+    })
 }
 
 fn listener(address: &Spanned<String>) -> Result<SocketAddr, Invalid> {
@@ -267,6 +294,7 @@ mod tests {
             head_timeout_ms = 2500
             functions_dir = "sockets"
             domains = ["Example.ORG"]
+            anchors = "ca.pem"
 
             [functions.thumb]
             hosts = ["Thumbs.example.com"]
@@ -275,6 +303,8 @@ mod tests {
             key = "/keys/thumb.key"
             user = "nobody"
             env = { LEVEL = "high" }
+            trust_group = "pictures"
+            moves_to = ["other"]
 
             [functions.other]
             "#,
@@ -285,6 +315,7 @@ mod tests {
         assert_eq!(config.gateway.verdict, VerdictMode::Peek);
         assert_eq!(config.gateway.head_timeout, Duration::from_millis(2500));
         assert_eq!(config.gateway.functions_dir, Path::new("/etc/pointsman/sockets"));
+        assert_eq!(config.gateway.anchors.as_deref(), Some(Path::new("/etc/pointsman/ca.pem")));
         let thumb = &config.functions[&name("thumb")];
         assert_eq!(thumb.hosts, ["thumb.example.org", "thumbs.example.com"]);
         assert_eq!(thumb.command.as_ref().unwrap(), &["/usr/lib/pointsman/resize", "--workers", "2"]);
@@ -292,7 +323,24 @@ mod tests {
         assert_eq!(thumb.key.as_deref(), Some(Path::new("/keys/thumb.key")));
         assert_eq!(thumb.user.as_deref(), Some("nobody"));
         assert_eq!(thumb.env["LEVEL"], "high");
+        assert_eq!((thumb.trust_group.as_str(), &thumb.moves_to), ("pictures", &Some(vec![name("other")])));
         assert_eq!(config.functions[&name("other")].command, None);
+    }
+
+    #[test]
+    fn connections_move_within_a_group_or_where_they_are_told() {
+        let receivers = |text: &str, function: &str| {
+            let names = read(text).unwrap().receivers(&name(function))?;
+            Some(names.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "))
+        };
+        let one_group = "[functions.a]\n[functions.b]\n";
+        assert_eq!(receivers(one_group, "a"), None);
+        let two_groups = format!("{one_group}[functions.c]\ntrust_group = \"other\"\n");
+        assert_eq!(receivers(&two_groups, "a").unwrap(), "b");
+        assert_eq!(receivers(&two_groups, "c").unwrap(), "");
+        let told = format!("{two_groups}moves_to = [\"a\"]\n");
+        assert_eq!(receivers(&told, "c").unwrap(), "a");
+        assert_eq!(receivers(&told, "a").unwrap(), "b");
     }
 
     #[test]
@@ -303,6 +351,7 @@ mod tests {
             ("[gateway]\n\nhttps = \"[::]:8080\"\n", 3, "its own port"),
             ("[gateway]\nverdict = \"fast\"\n", 2, "sockmap"),
             ("[gateway]\nhead_timeout_ms = 5\n", 2, "from 100 to 600000"),
+            ("[functions.a]\nmoves_to = [\"b\"]\n", 2, "there are a"),
             ("[gateway]\ndomains = [\"a.b\",\n \"A.B\"]\n", 3, "twice"),
             ("[gateway\n", 1, "expected"),
             ("\n[functions.Echo]\n", 2, "a-z"),

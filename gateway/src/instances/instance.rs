@@ -2,7 +2,7 @@
 use std::time::Duration;
 
 use common::FunctionName;
-use handoff::{Error, FromInstance, GatewayEnd};
+use handoff::{Error, GatewayEnd, Greeting as First};
 use tokio::time::Instant;
 
 use super::{
@@ -18,6 +18,9 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 pub struct Instance {
     pub function: FunctionName,
     pub socket: String,
+    /// Tells this process from all others that this gateway has had to do with; a new one with each HELLO of a new
+    /// process.
+    pub number: u64,
     pub workers: Vec<Worker>,
     /// A pool connection whose HELLO has not come. One at a time, because HELLO says how many more are wanted.
     greeting: Option<Greeting>,
@@ -48,16 +51,11 @@ pub enum Outcome {
     Up {
         pid: u32,
     },
+    /// A worker that said HELLO before has said something.
+    Said,
     /// It ended before HELLO.
     NotGreeted,
-    /// A pool connection is over, with as many connections in its queue.
-    Ended {
-        lost: u64,
-    },
-    Failed {
-        lost: u64,
-        error: Error,
-    },
+    Failed(Error),
 }
 
 impl Instance {
@@ -65,6 +63,7 @@ impl Instance {
         Self {
             function,
             socket,
+            number: 0,
             workers: Vec::new(),
             greeting: None,
             wanted: 1,
@@ -141,27 +140,28 @@ impl Instance {
         Some(self.workers.swap_remove(index))
     }
 
-    /// Looks at the pool connection of this number, which epoll says is readable.
-    pub fn look(&mut self, serial: u32, now: Instant) -> Outcome {
-        if let Some(greeting) = self.greeting.take_if(|greeting| greeting.serial == serial) {
-            return self.look_for_hello(greeting, now);
-        }
-        let Some(index) = self.workers.iter().position(|worker| worker.serial == serial) else {
-            return Outcome::Nothing;
-        };
-        match self.workers[index].has_ended() {
-            Ok(false) => Outcome::Nothing,
-            Ok(true) => Outcome::Ended { lost: self.workers.swap_remove(index).in_flight() },
-            Err(error) => {
-                self.back_off(now);
-                Outcome::Failed { lost: self.workers.swap_remove(index).in_flight(), error }
-            }
+    /// Looks at the pool connection of this serial number, which epoll says is readable. `number` is a new one.
+    pub fn look(&mut self, serial: u32, number: u64, now: Instant) -> Outcome {
+        match self.greeting.take_if(|greeting| greeting.serial == serial) {
+            Some(greeting) => self.look_for_hello(greeting, number, now),
+            None if self.workers.iter().any(|worker| worker.serial == serial) => Outcome::Said,
+            None => Outcome::Nothing,
         }
     }
 
-    fn look_for_hello(&mut self, greeting: Greeting, now: Instant) -> Outcome {
-        match greeting.end.receive() {
-            Ok(FromInstance::Hello(hello, status)) => {
+    /// Takes out a worker whose pool connection is over.
+    pub fn take_worker(&mut self, serial: u32) -> Option<Worker> {
+        let index = self.workers.iter().position(|worker| worker.serial == serial)?;
+        Some(self.workers.swap_remove(index))
+    }
+
+    fn look_for_hello(&mut self, greeting: Greeting, number: u64, now: Instant) -> Outcome {
+        match greeting.end.receive_hello() {
+            Ok(First::Hello(hello, status)) => {
+                let same_process = self.workers.iter().any(|worker| worker.hello.pid == hello.pid);
+                if !same_process {
+                    self.number = number;
+                }
                 self.pause = Duration::ZERO;
                 self.wanted = hello.workers.into();
                 self.workers.push(Worker::new(greeting.serial, greeting.end, hello, status));
@@ -169,17 +169,17 @@ impl Instance {
                 self.refreshed_in = 0;
                 Outcome::Up { pid: hello.pid }
             }
-            Ok(FromInstance::WouldBlock) => {
+            Ok(First::WouldBlock) => {
                 self.greeting = Some(greeting);
                 Outcome::Nothing
             }
-            Ok(FromInstance::Closed) => {
+            Ok(First::Closed) => {
                 self.back_off(now);
                 Outcome::NotGreeted
             }
             Err(error) => {
                 self.back_off(now);
-                Outcome::Failed { lost: 0, error }
+                Outcome::Failed(error)
             }
         }
     }

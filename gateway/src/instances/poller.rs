@@ -65,14 +65,14 @@ impl AsRawFd for Poller {
 }
 
 impl Source {
-    fn key(self) -> u64 {
+    pub fn key(self) -> u64 {
         match self {
             Self::Directory => DIRECTORY,
             Self::Pool { slot, serial } => u64::from(slot) << 32 | u64::from(serial),
         }
     }
 
-    fn of_key(key: u64) -> Self {
+    pub fn of_key(key: u64) -> Self {
         match key {
             DIRECTORY => Self::Directory,
             _ => Self::Pool { slot: (key >> 32) as u32, serial: key as u32 },

@@ -142,9 +142,14 @@ async fn receive_all(end: AsyncFd<InstanceEnd>, shared: Shared) {
                 Received::Connections(arrivals) => break shared.arrived.send(arrivals.collect()).unwrap(),
                 Received::WouldBlock => guard.clear_ready(),
                 Received::Closed => return,
+                _ => panic!("nothing moves here"),
             }
         }
     }
+}
+
+fn known() -> [FunctionName; 2] {
+    ["echo", "hello"].map(|name| name.parse().unwrap())
 }
 
 struct Gateway {
@@ -155,7 +160,7 @@ struct Gateway {
 impl Gateway {
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        Self { instances: Instances::new(directory.path()).unwrap(), directory }
+        Self { instances: Instances::new(directory.path(), known()).unwrap(), directory }
     }
 
     fn socket(&self, name: &str) -> Socket {
@@ -237,7 +242,7 @@ async fn an_instance_that_comes_gets_connections() {
 async fn an_instance_that_was_there_before_gets_connections() {
     let directory = tempfile::tempdir().unwrap();
     let socket = Socket::new(directory.path(), "echo@1.sock");
-    let mut gateway = Gateway { instances: Instances::new(directory.path()).unwrap(), directory };
+    let mut gateway = Gateway { instances: Instances::new(directory.path(), known()).unwrap(), directory };
     let mut echo = socket.start(1, 1000);
     gateway.changed().await;
     let (_clients, mut waiting) = for_echo(0..1);
@@ -480,7 +485,7 @@ async fn what_is_in_flight_in_all_is_bounded() {
 async fn a_directory_that_vanishes_is_watched_again_when_it_is_back() {
     let root = tempfile::tempdir().unwrap();
     let path = root.path().join("functions");
-    let mut gateway = Gateway { instances: Instances::new(&path).unwrap(), directory: root };
+    let mut gateway = Gateway { instances: Instances::new(&path, known()).unwrap(), directory: root };
     let old = Socket::new(&path, "echo.sock");
     let _old = old.start(1, 1000);
     gateway.until_workers("echo", 1).await;

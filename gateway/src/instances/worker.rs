@@ -1,11 +1,16 @@
 //! One pool connection: what was sent on it, and how much of that is still in its queue.
 use std::{
+    collections::VecDeque,
     os::fd::{AsFd, BorrowedFd},
     time::Duration,
 };
 
-use handoff::{Connection, Error, FromInstance, GatewayEnd, Hello, SendError, StatusReader};
+use handoff::{
+    Connection, Error, FromInstance, GatewayEnd, Hello, MessageBuffer, Move, SendError, StatusReader,
+};
 use tokio::time::Instant;
+
+use super::{leases::Leases, moves::Waiting};
 
 /// Connections in flight on one pool connection: below the 278 one-connection messages that a send buffer of the
 /// default size holds, so that it is this bound that is met and not the kernel's.
@@ -30,6 +35,11 @@ pub struct Worker {
     /// What it had taken when it was last seen to take something or to have nothing to take, and when that was.
     taken: u64,
     moved_at: Instant,
+    /// Its places at other workers.
+    pub leases: Leases,
+    /// What was to be said while its queue was full, the first to go first.
+    pub backlog: VecDeque<Waiting>,
+    asked_to_drain: bool,
 }
 
 /// What a worker has to do; the lesser is the better one.
@@ -62,6 +72,9 @@ impl Worker {
             stalled: false,
             taken: 0,
             moved_at: Instant::now(),
+            leases: Leases::default(),
+            backlog: VecDeque::new(),
+            asked_to_drain: false,
         }
     }
 
@@ -121,13 +134,39 @@ impl Worker {
         result.map(|_| ())
     }
 
-    /// Whether the instance has ended the pool connection; any message is an error, because none is due.
-    pub fn has_ended(&self) -> Result<bool, Error> {
-        match self.end.receive()? {
-            FromInstance::WouldBlock => Ok(false),
-            FromInstance::Closed => Ok(true),
-            FromInstance::Hello(..) => Err(Error::RepeatedHello),
+    pub fn send_moved(&mut self, moved: &Move<'_>, socket: BorrowedFd<'_>) -> Result<(), SendError> {
+        let result = self.end.send_moved(moved, socket);
+        match &result {
+            Ok(()) => self.count_sent(),
+            Err(SendError::Closed) => self.state = State::Draining,
+            Err(_) => self.fill(),
         }
+        result
+    }
+
+    pub fn count_sent(&mut self) {
+        self.sent += 1;
+        self.queued += 1;
+    }
+
+    pub fn end(&self) -> &GatewayEnd {
+        &self.end
+    }
+
+    pub fn receive<'a>(&self, buffer: &'a mut MessageBuffer) -> Result<FromInstance<'a>, Error> {
+        self.end.receive(buffer)
+    }
+
+    /// It takes nothing new, and waits to hear that nobody will send it anything.
+    pub fn begin_draining(&mut self) {
+        self.asked_to_drain = true;
+        if self.state == State::Taking {
+            self.state = State::Draining;
+        }
+    }
+
+    pub fn asked_to_drain(&self) -> bool {
+        self.asked_to_drain
     }
 }
 

@@ -13,7 +13,7 @@ use nix::libc::{O_NOCTTY, O_NONBLOCK};
 use rustix::process::geteuid;
 
 use super::user::User;
-use crate::config::{Function, REFUSAL};
+use crate::config::{Config, Function, REFUSAL};
 
 /// All that a function gets of the supervisor's environment: what finds programs, words messages, chooses log levels.
 const INHERITED: [&str; 3] = ["PATH", "LANG", "POINTSMAN_LOG"];
@@ -32,18 +32,24 @@ pub struct Program {
 
 impl Program {
     /// `None` for a function that somebody else starts.
-    pub fn of_function(name: FunctionName, function: &Function, domains: &[String]) -> Result<Option<Self>> {
+    pub fn of_function(name: FunctionName, function: &Function, config: &Config) -> Result<Option<Self>> {
         let Some((executable, arguments)) = function.command.as_deref().and_then(<[String]>::split_first)
         else {
             return Ok(None);
         };
+        let mut environment = environment(name, &function.env, &config.gateway.domains);
+        let receivers = config.receivers(&name).map_or("*".to_owned(), |receivers| {
+            receivers.iter().map(FunctionName::as_str).collect::<Vec<_>>().join(",")
+        });
+        environment.push(("POINTSMAN_MOVES_TO".to_owned(), receivers));
+        let anchors = config.gateway.anchors.iter().map(|path| ("anchors", path.clone()));
         let program = Self {
             name,
             executable: PathBuf::from(executable),
             arguments: arguments.to_vec(),
-            environment: environment(name, &function.env, domains),
+            environment,
             user: None,
-            files: files(function),
+            files: files(function).into_iter().chain(anchors).collect(),
         };
         program.checked(function.user.as_deref()).map(Some)
     }
@@ -114,6 +120,7 @@ fn open_regular(path: &Path) -> io::Result<File> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::DEFAULT_GROUP;
 
     fn function(command: &[&str]) -> Function {
         Function {
@@ -123,12 +130,19 @@ mod tests {
             key: None,
             user: None,
             env: BTreeMap::new(),
+            trust_group: DEFAULT_GROUP.to_owned(),
+            moves_to: None,
         }
     }
 
+    fn config(function: &Function) -> Config {
+        let mut config = Config::load(None).unwrap();
+        config.functions.insert("echo".parse().unwrap(), function.clone());
+        config
+    }
+
     fn prepare(function: &Function) -> Result<Program, String> {
-        let domains = ["faas.local".to_owned(), "localhost".to_owned()];
-        let program = Program::of_function("echo".parse().unwrap(), function, &domains);
+        let program = Program::of_function("echo".parse().unwrap(), function, &config(function));
         program.map(Option::unwrap).map_err(|error| format!("{error:#}"))
     }
 
@@ -140,7 +154,8 @@ mod tests {
     #[test]
     fn who_has_no_command_is_not_started() {
         let function = Function { command: None, ..function(&[]) };
-        assert!(Program::of_function("echo".parse().unwrap(), &function, &[]).unwrap().is_none());
+        let config = config(&function);
+        assert!(Program::of_function("echo".parse().unwrap(), &function, &config).unwrap().is_none());
     }
 
     #[test]
@@ -154,6 +169,7 @@ mod tests {
         assert_eq!(variable(&program, "LEVEL"), Some("high"));
         assert_eq!(variable(&program, "POINTSMAN_NAME"), Some("echo"));
         assert_eq!(variable(&program, "POINTSMAN_DOMAINS"), Some("faas.local,localhost"));
+        assert_eq!(variable(&program, "POINTSMAN_MOVES_TO"), Some("*"));
         assert_eq!(variable(&program, "PATH"), std::env::var("PATH").ok().as_deref());
         // Cargo sets it for tests; it stands for all that is not a function's business.
         assert!(std::env::var("CARGO_PKG_NAME").is_ok() && variable(&program, "CARGO_PKG_NAME").is_none());

@@ -8,8 +8,11 @@ use std::{
 };
 
 use bytes::{Buf, Bytes, BytesMut};
-use common::{Protocol, limits::EMPTY_LINES};
-use http::{HeaderValue, Response, header::CONTENT_TYPE};
+use common::{FunctionName, Protocol, limits::EMPTY_LINES};
+use http::{
+    HeaderValue, Method, Response, StatusCode,
+    header::{CONTENT_TYPE, RETRY_AFTER},
+};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf},
     time::timeout,
@@ -29,6 +32,7 @@ use super::{
 };
 use crate::{
     linger::Linger,
+    moves::{Luggage, Mover, Origin, Place, Refused, State},
     stop::{Listener, Stop},
     stream::Stream,
     timer::{Timer, Wait},
@@ -37,12 +41,17 @@ use crate::{
 /// One read on behalf of a head: more than most heads have, and on the stack, so that an idle connection holds none.
 const HEAD_READ_BYTES: usize = 8 * 1024;
 
+/// What was read beyond the last answered request may go along if it is no more than this, so that all that travels
+/// with a connection fits into one message.
+const RESIDUE_BYTES: usize = 112 * 1024;
+
 /// What all connections of a worker have in common.
 pub struct Shared {
     pub identity: Identity,
     pub limits: Limits,
     pub linger: Linger,
     pub stop: Stop,
+    pub mover: Mover,
 }
 
 /// Between two requests this is a stream, and what was read from it and belongs to no request yet.
@@ -54,6 +63,9 @@ pub struct Connection<'a> {
     pub(super) shared: &'a Shared,
     pub(super) nudges: u8,
     protocol: Protocol,
+    origin: Origin,
+    /// The function that the client came for.
+    home: FunctionName,
     stop: Listener,
     scan: HeadScan,
     empty_lines: u16,
@@ -76,6 +88,8 @@ pub enum End {
 pub enum Finish {
     End(End),
     Upgrade(Handover),
+    /// Its next request is another function's.
+    Move(Place),
 }
 
 /// A head's consequence.
@@ -87,10 +101,28 @@ pub(super) enum Judged {
     Serve(Exchange),
     /// Answered without a handler, and the connection goes on if it can.
     Refuse(Reject, Persistence, Coding),
+    /// Another function's: nothing of it is consumed.
+    Leave(Leave),
+}
+
+/// A request that another function is to answer.
+pub(super) struct Leave {
+    pub function: FunctionName,
+    length: usize,
+    /// For an answer in the other function's place.
+    is_head: bool,
+    persistence: Persistence,
+}
+
+/// What comes of waiting for a request.
+#[expect(clippy::large_enum_variant, reason = "as above")]
+enum Asked {
+    Serve(Exchange),
+    Leave(Leave),
 }
 
 impl<'a> Connection<'a> {
-    pub fn new(stream: Stream, protocol: Protocol, shared: &'a Shared) -> Self {
+    pub fn new(stream: Stream, protocol: Protocol, origin: Origin, shared: &'a Shared) -> Self {
         Self {
             stream,
             input: BytesMut::new(),
@@ -99,6 +131,8 @@ impl<'a> Connection<'a> {
             shared,
             nudges: 0,
             protocol,
+            origin,
+            home: shared.identity.name,
             stop: shared.stop.listener(),
             scan: HeadScan::default(),
             empty_lines: 0,
@@ -106,11 +140,23 @@ impl<'a> Connection<'a> {
         }
     }
 
+    /// Goes on with a connection that comes from another function.
+    pub fn resume(&mut self, home: FunctionName, requests: u64, input: &[u8]) {
+        self.home = home;
+        self.requests = requests;
+        self.input.extend_from_slice(input);
+    }
+
     /// Serves requests until the connection is over, and says how it is to end.
     pub async fn serve<S: Service>(&mut self, service: &mut S) -> Finish {
         loop {
             let mut exchange = match poll_fn(|cx| self.poll_exchange(cx)).await {
-                Ok(exchange) => exchange,
+                Ok(Asked::Serve(exchange)) => exchange,
+                Ok(Asked::Leave(leave)) => match self.leave(leave).await {
+                    Ok(Some(place)) => return Finish::Move(place),
+                    Ok(None) => continue,
+                    Err(end) => return Finish::End(end),
+                },
                 Err(end) => return Finish::End(end),
             };
             match exchange.run(self, service).await {
@@ -133,7 +179,50 @@ impl<'a> Connection<'a> {
                 }
                 Err(error) => self.end(End::Lost(error)).await,
             },
+            Finish::Move(place) => self.depart(place),
         }
+    }
+
+    /// Sends what was answered, and reserves a place for what was asked; without one the answer is given here.
+    async fn leave(&mut self, leave: Leave) -> Result<Option<Place>, End> {
+        self.flush().await.map_err(End::Lost)?;
+        let reserved = if self.input.len() > RESIDUE_BYTES {
+            Err(Refused::Misdirected)
+        } else {
+            self.shared.mover.reserve(leave.function, self.protocol).await
+        };
+        let (reject, persistence) = match reserved {
+            Ok(place) => return Ok(Some(place)),
+            Err(Refused::Misdirected) => (Reject::MISDIRECTED, Persistence::Close),
+            Err(Refused::NoFunction) => (Reject::NO_FUNCTION, leave.persistence),
+            Err(Refused::Unavailable) => (Reject::NO_INSTANCE, leave.persistence),
+        };
+        self.input.advance(leave.length);
+        self.requests += 1;
+        let length = reject.text_bytes();
+        let coding =
+            if leave.is_head { Coding::None { length: Some(length) } } else { Coding::Length(length) };
+        self.answer(reject, persistence, coding);
+        if persistence == Persistence::Close { Err(End::Linger) } else { Ok(None) }
+    }
+
+    /// Takes the connection apart and sends it to its place.
+    fn depart(self, place: Place) {
+        let Self { origin, home, requests, protocol, shared, .. } = self;
+        let (stream, input) = self.into_parts();
+        let (socket, state) = match stream {
+            Stream::Plain(socket) => (socket, State::Plain(input.into())),
+            Stream::Tls(stream) => match stream.into_parts() {
+                Ok((socket, mut state)) => match state.unread(&input) {
+                    Ok(()) => (socket, State::Tls(Box::new(state))),
+                    Err(error) => {
+                        return tracing::warn!(id = origin.id, %error, "a session could not move");
+                    }
+                },
+                Err(error) => return tracing::warn!(id = origin.id, %error, "a session could not move"),
+            },
+        };
+        shared.mover.send(place, origin, protocol, &Luggage { home, requests, state }, socket);
     }
 
     /// Takes the connection apart between two requests, with its answers sent: what is left of it is its stream, and
@@ -144,14 +233,15 @@ impl<'a> Connection<'a> {
     }
 
     /// Waits for a request that a handler is to see, and answers the others.
-    fn poll_exchange(&mut self, cx: &mut Context<'_>) -> Poll<Result<Exchange, End>> {
+    fn poll_exchange(&mut self, cx: &mut Context<'_>) -> Poll<Result<Asked, End>> {
         loop {
             let judged = match ready!(self.poll_head(cx))? {
                 Ok(length) => self.judge(length),
                 Err(reject) => Err(reject),
             };
             match judged {
-                Ok(Judged::Serve(exchange)) => return Poll::Ready(Ok(exchange)),
+                Ok(Judged::Serve(exchange)) => return Poll::Ready(Ok(Asked::Serve(exchange))),
+                Ok(Judged::Leave(leave)) => return Poll::Ready(Ok(Asked::Leave(leave))),
                 Ok(Judged::Refuse(reject, persistence, coding)) => {
                     self.answer(reject, persistence, coding);
                     if persistence == Persistence::Close {
@@ -239,7 +329,7 @@ impl<'a> Connection<'a> {
         let mut fields = Fields::new();
         let head = Head::parse(&bytes, &mut fields)?;
         let coding = |reject: Reject| Coding::for_reject(&head.method, reject);
-        match self.shared.identity.route(self.protocol, head.target, head.host) {
+        match self.shared.identity.route(self.protocol, &self.home, head.target, head.host) {
             Route::Own { path } => {
                 self.input.advance(length);
                 self.requests += 1;
@@ -254,7 +344,13 @@ impl<'a> Connection<'a> {
             Route::NotFound => {
                 Ok(Judged::Refuse(Reject::NO_FUNCTION, Persistence::Close, coding(Reject::NO_FUNCTION)))
             }
-            Route::Foreign(_) | Route::Misdirected => {
+            Route::Foreign(function) => {
+                let stays = head.keep_alive && head.framing == Framing::Length(0);
+                let persistence = if stays { Persistence::kept(head.version) } else { Persistence::Close };
+                let is_head = head.method == Method::HEAD;
+                Ok(Judged::Leave(Leave { function, length, is_head, persistence }))
+            }
+            Route::Misdirected => {
                 Ok(Judged::Refuse(Reject::MISDIRECTED, Persistence::Close, coding(Reject::MISDIRECTED)))
             }
             Route::Malformed => Err(Reject::bad_request("The request target is malformed.")),
@@ -291,6 +387,9 @@ impl<'a> Connection<'a> {
         *response.status_mut() = reject.status;
         let plain_text = HeaderValue::from_static("text/plain; charset=utf-8");
         response.headers_mut().insert(CONTENT_TYPE, plain_text);
+        if reject.status == StatusCode::SERVICE_UNAVAILABLE {
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        }
         let (head, ()) = response.into_parts();
         let flat = self.output.flat();
         response::write_head(flat, &head, coding, persistence);

@@ -54,6 +54,11 @@ impl Reject {
         sentence: "This connection belongs to another function.",
     };
 
+    pub const NO_INSTANCE: Self = Self {
+        status: StatusCode::SERVICE_UNAVAILABLE,
+        sentence: "No instance of this function takes connections now.",
+    };
+
     pub const BODY_TOO_LONG: Self = Self {
         status: StatusCode::PAYLOAD_TOO_LARGE,
         sentence: "The request's body is longer than this function takes.",

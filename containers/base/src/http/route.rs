@@ -19,7 +19,7 @@ pub struct Identity {
 pub enum Route {
     /// This function's; its part of the target begins at `path`.
     Own { path: usize },
-    /// Another function's, by its path.
+    /// Another function's, by its path or because the connection came from there.
     Foreign(FunctionName),
     /// Nobody's.
     NotFound,
@@ -31,8 +31,14 @@ pub enum Route {
 
 impl Identity {
     /// The connection's protocol decides whom a target without a function belongs to: under TLS the client asked for
-    /// this function by its host name, in the clear it asked for nobody.
-    pub fn route(&self, protocol: Protocol, target: &[u8], host: Option<&[u8]>) -> Route {
+    /// the function `home` by its host name, in the clear it asked for nobody.
+    pub fn route(
+        &self,
+        protocol: Protocol,
+        home: &FunctionName,
+        target: &[u8],
+        host: Option<&[u8]>,
+    ) -> Route {
         match target::classify(target) {
             Target::Function { name, end } if name == self.name => Route::Own { path: end },
             Target::Function { name, .. } => Route::Foreign(name),
@@ -40,20 +46,21 @@ impl Identity {
             Target::Malformed => Route::Malformed,
             Target::Other if protocol == Protocol::Http => Route::NotFound,
             // RFC 9112 §3.2.2: the target's authority wins over Host.
-            Target::Other if self.is_others(target::authority(target).or(host)) => Route::Misdirected,
-            Target::Other => Route::Own { path: 0 },
+            Target::Other if self.is_others(home, target::authority(target).or(host)) => Route::Misdirected,
+            Target::Other if *home == self.name => Route::Own { path: 0 },
+            Target::Other => Route::Foreign(*home),
         }
     }
 
-    /// The host is `X.<domain>`, and X is somebody else.
-    fn is_others(&self, host: Option<&[u8]>) -> bool {
+    /// The host is `X.<domain>`, and X is somebody else than the function that the client came for.
+    fn is_others(&self, home: &FunctionName, host: Option<&[u8]>) -> bool {
         let Some(host) = host else { return false };
         let (host, _) = split_port(host);
         // A host name may be written as absolute (RFC 3986 §3.2.2).
         let host = host.strip_suffix(b".").unwrap_or(host);
         self.domains.iter().any(|domain| {
             label_under(domain.as_bytes(), host)
-                .is_some_and(|label| !label.eq_ignore_ascii_case(self.name.as_bytes()))
+                .is_some_and(|label| !label.eq_ignore_ascii_case(home.as_bytes()))
         })
     }
 }
@@ -74,7 +81,20 @@ mod tests {
             name: "echo".parse().unwrap(),
             domains: vec!["faas.local".into(), "localhost".into()],
         };
-        identity.route(protocol, target.as_bytes(), Some(host.as_bytes()))
+        identity.route(protocol, &identity.name, target.as_bytes(), Some(host.as_bytes()))
+    }
+
+    #[test]
+    fn a_connection_that_moved_here_still_belongs_to_its_home() {
+        let identity = Identity { name: "echo".parse().unwrap(), domains: vec!["faas.local".into()] };
+        let hello = "hello".parse().unwrap();
+        let route = |target: &str, host: &str| {
+            identity.route(Protocol::Https, &hello, target.as_bytes(), Some(host.as_bytes()))
+        };
+        assert_eq!(route("/function/echo/x", "hello.faas.local"), Route::Own { path: 14 });
+        assert_eq!(route("/x", "hello.faas.local"), Route::Foreign(hello));
+        assert_eq!(route("/x", "echo.faas.local"), Route::Misdirected);
+        assert_eq!(route("*", "hello.faas.local"), Route::Foreign(hello));
     }
 
     #[test]
@@ -127,6 +147,6 @@ mod tests {
         assert_eq!(route(Protocol::Https, "https://hello.localhost/", "echo.localhost"), Route::Misdirected);
         assert_eq!(route(Protocol::Https, "https://echo.localhost/", "x.localhost"), Route::Own { path: 0 });
         let identity = Identity { name: "echo".parse().unwrap(), domains: vec!["faas.local".into()] };
-        assert_eq!(identity.route(Protocol::Https, b"/", None), Route::Own { path: 0 });
+        assert_eq!(identity.route(Protocol::Https, &identity.name, b"/", None), Route::Own { path: 0 });
     }
 }

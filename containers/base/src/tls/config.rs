@@ -9,10 +9,10 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use crate::socket::Socket;
-use rustls::ServerConfig;
 use rustls::crypto::ring;
 use rustls::server::NoServerSessionStorage;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::{RootCertStore, ServerConfig};
 use rustls_pki_types::pem::{self, PemObject};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use thiserror::Error;
@@ -41,6 +41,8 @@ pub enum ConfigError {
     Key { origin: String, source: rustls::Error },
     #[error("the key in {key} doesn't belong to the certificate in {certificate}")]
     Mismatch { certificate: String, key: String, source: rustls::Error },
+    #[error("{origin} holds a certificate that can't be a trust anchor")]
+    Anchor { origin: String, source: rustls::Error },
     #[error("can't make keys for session tickets")]
     Tickets(#[source] rustls::Error),
     #[error("can't set up TLS")]
@@ -52,6 +54,7 @@ pub enum ConfigError {
 #[derive(Clone)]
 pub struct Acceptor {
     config: Arc<ServerConfig>,
+    identity: Arc<CertifiedKey>,
 }
 
 impl Acceptor {
@@ -88,11 +91,12 @@ impl Acceptor {
             source,
         })?;
         certified.ocsp = None;
+        let identity = Arc::new(certified);
         let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
             .map_err(ConfigError::Setup)?
             .with_no_client_auth()
-            .with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
+            .with_cert_resolver(Arc::new(SingleCertAndKey::from(Arc::clone(&identity))));
         config.alpn_protocols = vec![ALPN.to_vec()];
         config.enable_secret_extraction = true;
         // A replayed request must not reach a function.
@@ -100,7 +104,12 @@ impl Acceptor {
         // Tickets keep nothing here; a cache would keep the secrets of clients that never come back.
         config.ticketer = ring::Ticketer::new().map_err(ConfigError::Tickets)?;
         config.session_storage = Arc::new(NoServerSessionStorage {});
-        Ok(Self { config: Arc::new(config) })
+        Ok(Self { config: Arc::new(config), identity })
+    }
+
+    /// The function's certificate and key, which also prove to other functions who it is.
+    pub fn identity(&self) -> &Arc<CertifiedKey> {
+        &self.identity
     }
 
     /// Makes the handshake, which must be over `within` this time. On failure the client has been told, and the
@@ -111,6 +120,27 @@ impl Acceptor {
         config.key_log = Arc::<SecretCapture>::clone(&secrets);
         handshake::accept(Arc::new(config), &secrets, socket, within).await
     }
+}
+
+/// Certificates that vouch for others, from a file that the parent has opened.
+pub fn anchors_from_file(file: &File) -> Result<RootCertStore, ConfigError> {
+    anchors(&Pem::read(file, "the trust anchors' file".to_owned())?)
+}
+
+pub fn anchors_from_path(path: &Path) -> Result<RootCertStore, ConfigError> {
+    let origin = path.display().to_string();
+    let file = File::open(path).map_err(|source| ConfigError::Read { origin: origin.clone(), source })?;
+    anchors(&Pem::read(&file, origin)?)
+}
+
+fn anchors(pem: &Pem) -> Result<RootCertStore, ConfigError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in pem.chain()? {
+        roots
+            .add(certificate)
+            .map_err(|source| ConfigError::Anchor { origin: pem.origin.clone(), source })?;
+    }
+    Ok(roots)
 }
 
 /// Receives the traffic secrets of one connection, which extraction doesn't give and KeyUpdate needs.

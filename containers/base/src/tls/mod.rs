@@ -9,7 +9,7 @@ mod secrets;
 mod state;
 mod stream;
 
-pub use config::{Acceptor, ConfigError};
+pub use config::{Acceptor, ConfigError, anchors_from_file, anchors_from_path};
 pub use fault::Fault;
 pub use handshake::{HandshakeError, HandshakeFailure, plaintext_alert};
 pub use secrets::{Aead, Version};

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use handoff::{FromInstance, FunctionsDirectory, GatewayEnd, Hello, StatusReader};
+use handoff::{FunctionsDirectory, GatewayEnd, Greeting, Hello, StatusReader};
 use nix::{
     fcntl::{FcntlArg, FdFlag, fcntl},
     poll::{PollFd, PollFlags, PollTimeout, poll},
@@ -50,6 +50,8 @@ impl Function {
         listen(&listener, Backlog::new(64).unwrap()).unwrap();
         let mut command = Command::new(program);
         command.args(arguments).env("LISTEN_FDS", "1").env("LISTEN_FDNAMES", "pool");
+        // What tests provoke by the hundred needs no line each.
+        command.env("POINTSMAN_LOG", "error");
         pass_as_third(&mut command, listener);
         let child = command.spawn().unwrap();
         let directory = FunctionsDirectory::open(temporary.path()).unwrap();
@@ -59,8 +61,8 @@ impl Function {
     pub fn connect(&self) -> Pool {
         let end = self.directory.connect("function.sock").unwrap();
         wait_readable(end.as_fd());
-        match end.receive().unwrap() {
-            FromInstance::Hello(hello, status) => Pool { end, hello, status },
+        match end.receive_hello().unwrap() {
+            Greeting::Hello(hello, status) => Pool { end, hello, status },
             _ => panic!("the instance did not begin with HELLO"),
         }
     }

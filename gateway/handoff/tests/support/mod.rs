@@ -11,8 +11,7 @@ use std::{
 
 use common::Protocol;
 use handoff::{
-    AllowedUids, Connection, FromInstance, GatewayEnd, Hello, InstanceEnd, PoolListener, Purpose,
-    StatusReader,
+    AllowedUids, Connection, GatewayEnd, Greeting, Hello, InstanceEnd, PoolListener, Purpose, StatusReader,
 };
 use rustix::{
     event::{PollFd, PollFlags, poll},
@@ -56,8 +55,8 @@ pub fn listening(path: &std::path::Path) -> OwnedFd {
 /// Waits for the instance's HELLO.
 pub fn hello(gateway: &GatewayEnd) -> (Hello, StatusReader) {
     wait_readable(gateway.as_fd());
-    match gateway.receive().unwrap() {
-        FromInstance::Hello(hello, status) => (hello, status),
+    match gateway.receive_hello().unwrap() {
+        Greeting::Hello(hello, status) => (hello, status),
         _ => panic!("no HELLO"),
     }
 }

@@ -207,7 +207,8 @@ fn between_requests_it_comes_apart_without_losing_a_byte() {
     run(async {
         let (mut client, socket) = sockets();
         let shared = shared(Limits::default());
-        let mut connection = Connection::new(Stream::Plain(socket), Protocol::Http, &shared);
+        let mut connection =
+            Connection::new(Stream::Plain(socket), Protocol::Http, Origin::default(), &shared);
         let foreign = "POST /function/hello HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nhalf";
         std::io::Write::write_all(&mut client, foreign.as_bytes()).unwrap();
         let length = std::future::poll_fn(|cx| connection.poll_head(cx)).await.unwrap().unwrap();
@@ -229,7 +230,8 @@ fn an_idle_connection_holds_no_buffers() {
     run(async {
         let (mut client, socket) = sockets();
         let shared = shared(Limits::default());
-        let mut connection = Connection::new(Stream::Plain(socket), Protocol::Http, &shared);
+        let mut connection =
+            Connection::new(Stream::Plain(socket), Protocol::Http, Origin::default(), &shared);
         std::io::Write::write_all(&mut client, get("").as_bytes()).unwrap();
         std::future::poll_fn(|cx| connection.poll_head(cx)).await.unwrap().unwrap();
         assert!(connection.input.capacity() > 0);

@@ -21,7 +21,13 @@ use tokio::{
 };
 
 use super::{Body, Connection, Identity, Limits, Service, connection::Shared};
-use crate::{linger::Linger, socket::Socket, stop::Stop, stream::Stream};
+use crate::{
+    linger::Linger,
+    moves::{Mover, Origin},
+    socket::Socket,
+    stop::Stop,
+    stream::Stream,
+};
 
 /// Longer than anything here takes; a hang becomes a failure.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -47,6 +53,7 @@ fn shared(limits: Limits) -> Shared {
         limits,
         linger: Linger::default(),
         stop: Stop::default(),
+        mover: Mover::default(),
     }
 }
 
@@ -69,7 +76,7 @@ impl Site {
         let shared = shared(limits);
         let stop = shared.stop.clone();
         let served = spawn_local(async move {
-            let mut connection = Connection::new(Stream::Plain(socket), protocol, &shared);
+            let mut connection = Connection::new(Stream::Plain(socket), protocol, Origin::default(), &shared);
             let finish = connection.serve(&mut service).await;
             connection.finish(finish, ()).await;
         });

@@ -1,0 +1,16 @@
+//! Connections that leave for other functions, and those that come from them.
+mod agreement;
+mod keyring;
+mod luggage;
+mod mover;
+mod pairs;
+mod policy;
+mod post;
+mod sealing;
+mod wait;
+
+pub use agreement::Agreements;
+pub use luggage::{Luggage, State};
+pub use mover::{Mover, Moving, Origin, Place, Refused};
+pub use policy::Policy;
+pub use post::Post;

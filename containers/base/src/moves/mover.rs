@@ -1,0 +1,458 @@
+//! One worker's part in moves: reserves places at other functions' workers, and sends connections there.
+use std::{
+    cell::{Cell, RefCell},
+    collections::{HashMap, VecDeque},
+    fmt,
+    os::fd::OwnedFd,
+    rc::{Rc, Weak},
+    sync::Arc,
+    time::Duration,
+};
+
+use common::{FunctionName, Protocol};
+use handoff::{Berth, Connection, Flight, Grant, GrantAnswer, Move, Purpose, Role, WorkerId};
+use socket2::SockRef;
+use tokio::time::{Instant, timeout_at};
+use zeroize::Zeroizing;
+
+use super::{
+    agreement::{Agreements, Failure, Initiator, Responder, Step},
+    keyring::Keyring,
+    luggage::{Luggage, LuggageError},
+    pairs::{Pairs, Peer},
+    policy::Policy,
+    post::{Letter, Post},
+    sealing::OpenError,
+    wait::Wait,
+};
+use crate::socket::Socket;
+
+/// How long a request waits for a place: a gateway or a function that is being restarted is back by then.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// With so few places left, more are asked for: those last until the answer is here.
+const FEW_PLACES: u32 = 16;
+
+/// Agreements that others have begun; the oldest give way, and are begun again if they are wanted.
+const RESPONDERS_MAX: usize = 64;
+
+/// How long an instance that could not prove who it is isn't asked again.
+const DISTRUST: Duration = Duration::from_secs(10);
+
+/// Instances that are remembered for that.
+const DISTRUSTED_MAX: usize = 1024;
+
+/// What all workers of an instance share.
+pub struct Moving {
+    pub policy: Policy,
+    /// Without trust anchors no TLS session moves.
+    pub agreements: Option<Agreements>,
+    pub pairs: Pairs,
+}
+
+/// Connections move by this; the default moves none.
+#[derive(Clone, Default)]
+pub struct Mover(Option<Rc<Inner>>);
+
+struct Inner {
+    moving: Arc<Moving>,
+    state: RefCell<State>,
+}
+
+struct State {
+    keyring: Keyring,
+    gateways: Vec<Weak<Post>>,
+    /// For those who find no gateway.
+    gateway: Rc<Wait<Answer>>,
+    leases: HashMap<FunctionName, Vec<Rc<Lease>>>,
+    asked: HashMap<FunctionName, Asked>,
+    begun: HashMap<Peer, Begun>,
+    agreements: u64,
+    responders: VecDeque<(WorkerId, u64, Responder)>,
+    distrusted: HashMap<Peer, Instant>,
+}
+
+/// What somebody waits for; an error is what the request gets.
+type Answer = Result<(), Refused>;
+
+struct Asked {
+    gateway: Weak<Post>,
+    wait: Rc<Wait<Answer>>,
+}
+
+/// An agreement that this worker has begun.
+struct Begun {
+    initiator: Initiator,
+    number: u64,
+    gateway: Weak<Post>,
+    to: WorkerId,
+    wait: Rc<Wait<Answer>>,
+}
+
+struct Lease {
+    gateway: Weak<Post>,
+    berth: Berth,
+    left: Cell<u32>,
+}
+
+/// A place for one connection at a worker of another function.
+pub struct Place {
+    function: FunctionName,
+    gateway: Rc<Post>,
+    lease: Rc<Lease>,
+    used: bool,
+}
+
+impl Place {
+    fn take(mut self) -> (Rc<Post>, WorkerId) {
+        self.used = true;
+        (Rc::clone(&self.gateway), self.lease.berth.to)
+    }
+}
+
+impl fmt::Debug for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a place at a worker of {}", self.function)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if !self.used {
+            self.lease.left.set(self.lease.left.get() + 1);
+        }
+    }
+}
+
+/// Why a connection stays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// The other function may not have it.
+    Misdirected,
+    NoFunction,
+    /// Nobody can take it now.
+    Unavailable,
+}
+
+/// What the gateway told of a connection.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Origin {
+    pub id: u64,
+    pub accepted_at_ns: u64,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ArrivalError {
+    #[error(transparent)]
+    Luggage(#[from] LuggageError),
+    #[error(transparent)]
+    Sealed(#[from] OpenError),
+    #[error("asking a socket for its cookie: {0}")]
+    Cookie(std::io::Error),
+    #[error("nothing can move here")]
+    NotMoving,
+}
+
+enum Found {
+    Place(Place),
+    Wait(Rc<Wait<Answer>>),
+}
+
+impl Mover {
+    pub fn new(moving: Arc<Moving>, worker: u16) -> Self {
+        let state = State {
+            keyring: Keyring::new(Arc::clone(&moving), worker),
+            gateways: Vec::new(),
+            gateway: Rc::new(Wait::new()),
+            leases: HashMap::new(),
+            asked: HashMap::new(),
+            begun: HashMap::new(),
+            agreements: 0,
+            responders: VecDeque::new(),
+            distrusted: HashMap::new(),
+        };
+        Self(Some(Rc::new(Inner { moving, state: RefCell::new(state) })))
+    }
+
+    /// A place for a connection at a worker of this function. No place is taken while the future waits.
+    pub async fn reserve(&self, function: FunctionName, protocol: Protocol) -> Result<Place, Refused> {
+        let Some(inner) = self.0.as_ref().filter(|inner| inner.moving.policy.allows(&function)) else {
+            return Err(Refused::Misdirected);
+        };
+        let mut deadline = None;
+        loop {
+            let found = inner.state.borrow_mut().find(&inner.moving, function, protocol)?;
+            let wait = match found {
+                Found::Place(place) => return Ok(place),
+                Found::Wait(wait) => wait,
+            };
+            let deadline = *deadline.get_or_insert_with(|| Instant::now() + PATIENCE);
+            timeout_at(deadline, wait.outcome()).await.map_err(|_| Refused::Unavailable)??;
+        }
+    }
+
+    /// Sends a connection to its place. It is gone afterwards, whatever happens.
+    pub fn send(&self, place: Place, origin: Origin, protocol: Protocol, luggage: &Luggage, socket: Socket) {
+        let peer = socket.known_peer();
+        let packed = socket.into_fd().map_err(|error| error.to_string()).and_then(|socket| {
+            let mut payload = luggage.encode().map_err(|error| error.to_string())?;
+            if protocol == Protocol::Https {
+                *payload = self.seal(&place, &mut payload, &socket).ok_or("it can't be sealed")?;
+            }
+            Ok((payload, socket))
+        });
+        let Origin { id, accepted_at_ns } = origin;
+        let (payload, socket) = match packed {
+            Ok(packed) => packed,
+            Err(error) => {
+                return tracing::warn!(id, error, "a connection could not move, and was closed");
+            }
+        };
+        let purpose = Purpose::Serve(place.function);
+        let connection = Connection { id, accepted_at_ns, protocol, purpose, peer, local: None };
+        let (gateway, peer) = place.take();
+        gateway.send(Letter::Return { connection, peer, payload, socket });
+    }
+
+    fn seal(&self, place: &Place, luggage: &mut Zeroizing<Vec<u8>>, socket: &OwnedFd) -> Option<Vec<u8>> {
+        let inner = self.0.as_ref()?;
+        let cookie = SockRef::from(socket).cookie().ok()?;
+        let Berth { instance, worker, .. } = place.lease.berth;
+        let peer = Peer { function: place.function, instance };
+        inner.state.borrow_mut().keyring.seal(peer, worker, luggage, cookie)
+    }
+
+    /// Unpacks what came with a connection. To be called in the order in which connections come.
+    pub fn unpack(&self, moved: &Move<'_>, socket: &OwnedFd) -> Result<Luggage, ArrivalError> {
+        let inner = self.0.as_ref().ok_or(ArrivalError::NotMoving)?;
+        let protocol = moved.connection.protocol;
+        match protocol {
+            Protocol::Http => Ok(Luggage::decode(protocol, moved.payload)?),
+            Protocol::Https => {
+                let cookie = SockRef::from(socket).cookie().map_err(ArrivalError::Cookie)?;
+                let mut sealed = Zeroizing::new(moved.payload.to_vec());
+                let mut state = inner.state.borrow_mut();
+                let opened = state.keyring.open(&mut sealed, cookie)?;
+                Ok(Luggage::decode(protocol, opened)?)
+            }
+        }
+    }
+
+    pub(crate) fn gateway_came(&self, gateway: &Rc<Post>) {
+        let Some(inner) = &self.0 else { return };
+        let mut state = inner.state.borrow_mut();
+        state.gateways.push(Rc::downgrade(gateway));
+        std::mem::replace(&mut state.gateway, Rc::new(Wait::new())).finish(Ok(()));
+    }
+
+    /// Forgets what a gateway has promised; whoever waits for it looks for another one.
+    pub(crate) fn gateway_left(&self, gateway: &Rc<Post>) {
+        let Some(inner) = &self.0 else { return };
+        let mut state = inner.state.borrow_mut();
+        let is_it = |other: &Weak<_>| std::ptr::eq(other.as_ptr(), Rc::as_ptr(gateway));
+        state.gateways.retain(|other| !is_it(other));
+        for leases in state.leases.values_mut() {
+            leases.retain(|lease| !is_it(&lease.gateway));
+        }
+        state.leases.retain(|_, leases| !leases.is_empty());
+        state
+            .asked
+            .extract_if(|_, asked| is_it(&asked.gateway))
+            .for_each(|(_, asked)| asked.wait.finish(Ok(())));
+        state
+            .begun
+            .extract_if(|_, begun| is_it(&begun.gateway))
+            .for_each(|(_, begun)| begun.wait.finish(Ok(())));
+    }
+
+    pub(crate) fn granted(&self, gateway: &Rc<Post>, grant: &Grant) {
+        let Some(inner) = &self.0 else { return };
+        let mut state = inner.state.borrow_mut();
+        let Some(asked) = state.asked.remove(&grant.function) else { return };
+        let answer = match grant.answer {
+            GrantAnswer::Granted(berth) => {
+                let lease = Lease { gateway: Rc::downgrade(gateway), berth, left: Cell::new(berth.places) };
+                state.leases.entry(grant.function).or_default().push(Rc::new(lease));
+                Ok(())
+            }
+            GrantAnswer::Unknown => Err(Refused::NoFunction),
+            GrantAnswer::Unavailable => Err(Refused::Unavailable),
+        };
+        asked.wait.finish(answer);
+    }
+
+    /// A worker takes nothing more.
+    pub(crate) fn revoked(&self, gateway: &Rc<Post>, worker: WorkerId) {
+        if let Some(inner) = &self.0 {
+            let mut state = inner.state.borrow_mut();
+            let is_it =
+                |to: WorkerId, at: &Weak<_>| to == worker && std::ptr::eq(at.as_ptr(), Rc::as_ptr(gateway));
+            for leases in state.leases.values_mut() {
+                leases.retain(|lease| !is_it(lease.berth.to, &lease.gateway));
+            }
+            state
+                .begun
+                .extract_if(|_, begun| is_it(begun.to, &begun.gateway))
+                .for_each(|(_, begun)| begun.wait.finish(Ok(())));
+        }
+        // A place is taken and used without a pause between, so nothing for that worker comes after this.
+        gateway.send(Letter::Revoked(worker));
+    }
+
+    /// Takes a flight of a key agreement.
+    pub(crate) fn flight(&self, gateway: &Rc<Post>, flight: &Flight<'_>) {
+        let Some(inner) = &self.0 else { return };
+        let Some(agreements) = &inner.moving.agreements else { return };
+        let mut state = inner.state.borrow_mut();
+        match flight.from {
+            Role::Responder => state.go_on(&inner.moving, flight),
+            Role::Initiator => state.respond(&inner.moving, agreements, gateway, flight),
+        }
+    }
+}
+
+impl State {
+    fn find(
+        &mut self,
+        moving: &Moving,
+        function: FunctionName,
+        protocol: Protocol,
+    ) -> Result<Found, Refused> {
+        let leases = self.leases.entry(function).or_default();
+        leases.retain(|lease| lease.left.get() > 0 && lease.gateway.strong_count() > 0);
+        let left: u32 = leases.iter().map(|lease| lease.left.get()).sum();
+        let usable = leases.first().and_then(|lease| Some((Rc::clone(lease), lease.gateway.upgrade()?)));
+        if leases.is_empty() {
+            self.leases.remove(&function);
+        }
+        let Some((lease, gateway)) = usable else { return Ok(Found::Wait(self.ask(function))) };
+        if protocol == Protocol::Https {
+            let Berth { instance, worker, .. } = lease.berth;
+            let peer = Peer { function, instance };
+            if !self.keyring.can_seal(peer, worker) {
+                return self.agree(moving, peer, &lease, &gateway).map(Found::Wait);
+            }
+        }
+        lease.left.set(lease.left.get() - 1);
+        if left <= FEW_PLACES {
+            self.ask(function);
+        }
+        Ok(Found::Place(Place { function, gateway, lease, used: false }))
+    }
+
+    fn ask(&mut self, function: FunctionName) -> Rc<Wait<Answer>> {
+        if let Some(asked) = self.asked.get(&function) {
+            return Rc::clone(&asked.wait);
+        }
+        let Some(gateway) = self.gateways.iter().find_map(Weak::upgrade) else {
+            return Rc::clone(&self.gateway);
+        };
+        gateway.send(Letter::Ask(function));
+        let wait = Rc::new(Wait::new());
+        let asked = Asked { gateway: Rc::downgrade(&gateway), wait: Rc::clone(&wait) };
+        self.asked.insert(function, asked);
+        wait
+    }
+
+    /// Begins to agree on a secret with the instance that a lease leads to, unless that is going on.
+    fn agree(
+        &mut self,
+        moving: &Moving,
+        peer: Peer,
+        lease: &Lease,
+        gateway: &Rc<Post>,
+    ) -> Result<Rc<Wait<Answer>>, Refused> {
+        let agreements = moving.agreements.as_ref().ok_or(Refused::Misdirected)?;
+        if let Some(begun) = self.begun.get(&peer) {
+            return Ok(Rc::clone(&begun.wait));
+        }
+        if self.distrusted.get(&peer).is_some_and(|until| Instant::now() < *until) {
+            return Err(Refused::Misdirected);
+        }
+        let (initiator, first) = agreements.initiate(&peer.function).map_err(|error| {
+            tracing::error!(%error, "no key agreement can be begun");
+            Refused::Misdirected
+        })?;
+        self.agreements += 1;
+        let (number, to) = (self.agreements, lease.berth.to);
+        let function = peer.function;
+        gateway.send(Letter::Flight {
+            peer: to,
+            function,
+            agreement: number,
+            from: Role::Initiator,
+            bytes: first,
+        });
+        let wait = Rc::new(Wait::new());
+        let gateway = Rc::downgrade(gateway);
+        self.begun.insert(peer, Begun { initiator, number, gateway, to, wait: Rc::clone(&wait) });
+        Ok(wait)
+    }
+
+    fn go_on(&mut self, moving: &Moving, flight: &Flight<'_>) {
+        let is_it = |begun: &Begun| begun.number == flight.agreement && begun.to == flight.peer;
+        let Some((&peer, begun)) = self.begun.iter_mut().find(|(_, begun)| is_it(begun)) else { return };
+        let gateway = begun.gateway.upgrade();
+        let (to, function, agreement) = (flight.peer, peer.function, flight.agreement);
+        let answer = |bytes: Vec<u8>| {
+            if let (Some(gateway), false) = (&gateway, bytes.is_empty()) {
+                gateway.send(Letter::Flight { peer: to, function, agreement, from: Role::Initiator, bytes });
+            }
+        };
+        let outcome = match begun.initiator.take(flight.bytes) {
+            Ok(Step { reply, agreed }) => {
+                answer(reply);
+                let Some(secret) = agreed else { return };
+                moving.pairs.add_outgoing(peer, secret);
+                Ok(())
+            }
+            Err(Failure { reply, error }) => {
+                answer(reply);
+                tracing::warn!(function = %peer.function, %error, "an instance could not prove who it is: no session moves to it");
+                if self.distrusted.len() >= DISTRUSTED_MAX {
+                    self.distrusted.clear();
+                }
+                self.distrusted.insert(peer, Instant::now() + DISTRUST);
+                Err(Refused::Misdirected)
+            }
+        };
+        if let Some(begun) = self.begun.remove(&peer) {
+            begun.wait.finish(outcome);
+        }
+    }
+
+    fn respond(&mut self, moving: &Moving, agreements: &Agreements, gateway: &Rc<Post>, flight: &Flight<'_>) {
+        let found = self
+            .responders
+            .iter()
+            .position(|(peer, number, _)| (*peer, *number) == (flight.peer, flight.agreement));
+        let responder =
+            found.and_then(|index| self.responders.remove(index)).map(|(_, _, responder)| responder);
+        let mut responder = match responder.map_or_else(|| agreements.respond(&flight.function), Ok) {
+            Ok(responder) => responder,
+            Err(error) => return tracing::error!(%error, "no key agreement can be answered"),
+        };
+        let (reply, done) = match responder.take(flight.bytes) {
+            Ok(Step { reply, agreed }) => {
+                let done = agreed.is_some();
+                // Before the other end hears that it may seal.
+                agreed.into_iter().for_each(|secret| moving.pairs.add_incoming(secret));
+                (reply, done)
+            }
+            Err(Failure { reply, error }) => {
+                tracing::warn!(function = %flight.function, %error, "an instance could not prove who it is: no session is taken from it");
+                (reply, true)
+            }
+        };
+        if !reply.is_empty() {
+            let Flight { peer, function, agreement, .. } = *flight;
+            gateway.send(Letter::Flight { peer, function, agreement, from: Role::Responder, bytes: reply });
+        }
+        if !done {
+            self.responders.push_back((flight.peer, flight.agreement, responder));
+            if self.responders.len() > RESPONDERS_MAX {
+                self.responders.pop_front();
+            }
+        }
+    }
+}

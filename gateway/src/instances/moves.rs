@@ -1,0 +1,371 @@
+//! The way of connections from one function to another: places are granted, then each is passed on at once.
+use std::{
+    collections::HashMap,
+    os::fd::{AsFd, OwnedFd},
+};
+
+use common::{FunctionName, Protocol, Refusal};
+use handoff::{
+    Berth, Connection, Flight, FromInstance, GatewayEnd, GatewayMessage, Grant, GrantAnswer, Hello,
+    InstanceMessage, Move, Purpose, Role, SendError, WorkerId,
+};
+
+use super::{Instances, Ready, Source, worker::Worker};
+
+/// Places in one grant: asking for more is one message for so many moves, and all of them may come at once.
+const PLACES: u32 = 64;
+
+/// Messages that wait for room in one worker's queue: as much as the queue itself holds. Each may hold a descriptor and
+/// all that travels with a connection.
+const BACKLOG_MAX: usize = 256;
+
+/// Messages of one pool connection in one turn, so that none keeps the others waiting.
+const TURN: usize = 64;
+
+/// How a move ended, as far as the gateway sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum MoveOutcome {
+    /// It is in the target's queue.
+    Moved,
+    /// Its target was gone: another instance of the function got it.
+    Rerouted,
+    /// Its target was gone, and nobody else could take it: it was refused.
+    Refused,
+    /// Its target was gone, which alone could have gone on with its TLS session: it was closed.
+    Lost,
+    /// The source had no place for it: it was closed.
+    Unreserved,
+}
+
+/// Moves by source, target and outcome.
+pub type MoveCounts = HashMap<(FunctionName, FunctionName, MoveOutcome), u64>;
+
+/// A message that waits for room in a worker's queue. All wait in one line, because luggage is opened in the order in
+/// which it was sealed.
+pub enum Waiting {
+    Grant(Grant),
+    Flight { peer: WorkerId, function: FunctionName, agreement: u64, from: Role, bytes: Box<[u8]> },
+    Moved { connection: Connection, peer: WorkerId, payload: Box<[u8]>, socket: OwnedFd },
+    Revoke(WorkerId),
+}
+
+impl Waiting {
+    fn of(message: &GatewayMessage<'_>) -> Option<Self> {
+        Some(match message {
+            GatewayMessage::Grant(grant) => Self::Grant(*grant),
+            GatewayMessage::Flight(flight) => {
+                let Flight { peer, function, agreement, from, bytes } = *flight;
+                Self::Flight { peer, function, agreement, from, bytes: bytes.into() }
+            }
+            GatewayMessage::Revoke(worker) => Self::Revoke(*worker),
+            // Its socket is needed as well.
+            GatewayMessage::Moved(_) => return None,
+        })
+    }
+
+    fn send(&self, end: &GatewayEnd) -> Result<(), SendError> {
+        match self {
+            Self::Grant(grant) => end.say(&GatewayMessage::Grant(*grant)),
+            Self::Flight { peer, function, agreement, from, bytes } => {
+                let (peer, function, agreement, from) = (*peer, *function, *agreement, *from);
+                end.say(&GatewayMessage::Flight(Flight { peer, function, agreement, from, bytes }))
+            }
+            Self::Moved { connection, peer, payload, socket } => {
+                end.send_moved(&Move { connection: *connection, peer: *peer, payload }, socket.as_fd())
+            }
+            Self::Revoke(worker) => end.say(&GatewayMessage::Revoke(*worker)),
+        }
+    }
+}
+
+/// What ended the conversation with a worker in this turn.
+pub enum Heard {
+    /// It has said all.
+    All,
+    /// There may be more.
+    More,
+    Ended,
+    Failed(handoff::Error),
+}
+
+impl Instances {
+    /// Takes what a worker has said.
+    pub(super) fn hear(&mut self, id: WorkerId) -> Heard {
+        let mut buffer = self.message.take().unwrap_or_default();
+        let mut heard = Heard::More;
+        for _ in 0..TURN {
+            let Some(worker) = self.worker(id) else { break };
+            match worker.receive(&mut buffer) {
+                Ok(FromInstance::Message(message)) => self.answer(id, message),
+                Ok(FromInstance::Return(moved, socket)) => self.forward(id, &moved, socket),
+                Ok(FromInstance::WouldBlock) => {
+                    heard = Heard::All;
+                    break;
+                }
+                Ok(FromInstance::Closed) => {
+                    heard = Heard::Ended;
+                    break;
+                }
+                // The descriptor of one message is lost, the next one may fit again.
+                Err(error @ handoff::Error::OutOfDescriptors { .. }) => tracing::error!(%error),
+                Err(error) => {
+                    heard = Heard::Failed(error);
+                    break;
+                }
+            }
+        }
+        self.message = Some(buffer);
+        heard
+    }
+
+    fn answer(&mut self, from: WorkerId, message: InstanceMessage<'_>) {
+        match message {
+            InstanceMessage::Ask(function) => {
+                let answer = self.grant(from, function);
+                self.say(from, &GatewayMessage::Grant(Grant { function, answer }));
+            }
+            InstanceMessage::Flight(flight) => self.relay(from, &flight),
+            InstanceMessage::Revoked(to) => {
+                if let Some(worker) = self.worker(from) {
+                    worker.leases.end(to);
+                }
+                self.end_if_drained(to);
+            }
+            InstanceMessage::Drain => {
+                if let Some(worker) = self.worker(from) {
+                    worker.begin_draining();
+                }
+                self.revoke(from);
+                self.end_if_drained(from);
+            }
+            // `receive` gives it with its socket.
+            InstanceMessage::Return(_) => {}
+        }
+    }
+
+    fn grant(&mut self, from: WorkerId, function: FunctionName) -> GrantAnswer {
+        if !self.known.contains(&function) {
+            return GrantAnswer::Unknown;
+        }
+        self.begin_round();
+        let Some((slot, index)) = self.pick(&function) else { return GrantAnswer::Unavailable };
+        let Some(instance) = &self.slots[slot] else { return GrantAnswer::Unavailable };
+        let target = &instance.workers[index];
+        if target.hello.features & Hello::MOVES == 0 || target.backlog.len() >= BACKLOG_MAX {
+            return GrantAnswer::Unavailable;
+        }
+        let to = id_of(slot, target.serial);
+        let berth = Berth { to, instance: instance.number, worker: target.hello.worker, places: PLACES };
+        match self.worker(from) {
+            Some(source) => source.leases.add(to, PLACES),
+            None => return GrantAnswer::Unavailable,
+        }
+        GrantAnswer::Granted(berth)
+    }
+
+    /// Passes a flight of a key agreement on; who it is from is the gateway's to say, and proven by what is in it.
+    fn relay(&mut self, from: WorkerId, flight: &Flight<'_>) {
+        let Some(function) = self.function_of(from) else { return };
+        let said = self.say(flight.peer, &GatewayMessage::Flight(Flight { peer: from, function, ..*flight }));
+        if !said {
+            self.say(from, &GatewayMessage::Revoke(flight.peer));
+        }
+    }
+
+    fn forward(&mut self, from: WorkerId, moved: &Move<'_>, socket: OwnedFd) {
+        let Purpose::Serve(function) = moved.connection.purpose else {
+            return tracing::error!("an instance gave a connection back that is for no function");
+        };
+        let to = moved.peer;
+        let reserved = self.worker(from).is_some_and(|source| source.leases.spend(to));
+        let outcome = if reserved {
+            self.pass_on(to, Move { peer: from, ..*moved }, function, socket)
+        } else {
+            MoveOutcome::Unreserved
+        };
+        if let Some(source) = self.function_of(from) {
+            *self.moves.entry((source, function, outcome)).or_default() += 1;
+        }
+    }
+
+    fn pass_on(
+        &mut self,
+        to: WorkerId,
+        moved: Move<'_>,
+        function: FunctionName,
+        socket: OwnedFd,
+    ) -> MoveOutcome {
+        match self.send_moved(to, &moved, socket) {
+            Ok(()) => MoveOutcome::Moved,
+            // Its state is sealed for the worker that is gone.
+            Err(_) if moved.connection.protocol == Protocol::Https => MoveOutcome::Lost,
+            Err(socket) => {
+                self.begin_round();
+                let other = self.pick(&function).and_then(|(slot, index)| {
+                    let worker = &self.slots[slot].as_ref()?.workers[index];
+                    (worker.hello.features & Hello::MOVES != 0).then(|| id_of(slot, worker.serial))
+                });
+                let socket = match other {
+                    Some(other) => match self.send_moved(other, &moved, socket) {
+                        Ok(()) => return MoveOutcome::Rerouted,
+                        Err(socket) => socket,
+                    },
+                    None => socket,
+                };
+                let purpose = Purpose::Refuse(Refusal::Unavailable);
+                let connection = Connection { purpose, ..moved.connection };
+                self.orphans.push(Ready { connection, socket, wait_until: None });
+                MoveOutcome::Refused
+            }
+        }
+    }
+
+    /// Puts a connection into a worker's queue or behind those that wait for room there; gives the socket back if the
+    /// worker takes nothing more.
+    fn send_moved(&mut self, to: WorkerId, moved: &Move<'_>, socket: OwnedFd) -> Result<(), OwnedFd> {
+        let Some(worker) = self.worker(to) else { return Err(socket) };
+        let sent = if worker.backlog.is_empty() {
+            worker.send_moved(moved, socket.as_fd())
+        } else {
+            Err(SendError::WouldBlock)
+        };
+        match sent {
+            Ok(()) => {
+                self.in_flight_estimate += 1;
+                self.spent.push(socket);
+                Ok(())
+            }
+            Err(SendError::WouldBlock | SendError::TooManyReferences)
+                if worker.backlog.len() >= BACKLOG_MAX =>
+            {
+                Err(socket)
+            }
+            Err(SendError::WouldBlock | SendError::TooManyReferences) => {
+                let Move { connection, peer, payload } = *moved;
+                worker.backlog.push_back(Waiting::Moved {
+                    connection,
+                    peer,
+                    payload: payload.into(),
+                    socket,
+                });
+                self.poll_for_room();
+                Ok(())
+            }
+            Err(SendError::Closed) => Err(socket),
+            Err(SendError::Io(error)) => {
+                tracing::warn!(%error, "can't pass a connection on");
+                Err(socket)
+            }
+        }
+    }
+
+    /// Sends what waited for room; true when something waits still.
+    pub(super) fn send_backlogs(&mut self) -> bool {
+        let mut waiting = false;
+        let mut done = Vec::new();
+        for slot in 0..self.slots.len() {
+            let Some(instance) = &mut self.slots[slot] else { continue };
+            for worker in &mut instance.workers {
+                while let Some(first) = worker.backlog.front() {
+                    match first.send(worker.end()) {
+                        Ok(()) => {
+                            if let Some(Waiting::Moved { socket, .. }) = worker.backlog.pop_front() {
+                                worker.count_sent();
+                                self.in_flight_estimate += 1;
+                                self.spent.push(socket);
+                            }
+                        }
+                        Err(SendError::WouldBlock | SendError::TooManyReferences) => {
+                            waiting = true;
+                            break;
+                        }
+                        // It ends with its pool connection, whose end of file follows.
+                        Err(_) => break,
+                    }
+                }
+                if worker.asked_to_drain() && worker.backlog.is_empty() {
+                    done.push(id_of(slot, worker.serial));
+                }
+            }
+        }
+        done.into_iter().for_each(|worker| self.end_if_drained(worker));
+        waiting
+    }
+
+    /// Settles what others had to do with a worker whose pool connection is over; says how many connections waited
+    /// for it in vain.
+    pub(super) fn part_with(&mut self, id: WorkerId, mut worker: Worker) -> u64 {
+        for to in worker.leases.end_all() {
+            self.end_if_drained(to);
+        }
+        self.revoke(id);
+        worker.backlog.iter().filter(|waiting| matches!(waiting, Waiting::Moved { .. })).count() as u64
+    }
+
+    /// Tells all who hold places at this worker that it takes nothing more.
+    fn revoke(&mut self, id: WorkerId) {
+        let mut holders = Vec::new();
+        for (slot, instance) in self.slots.iter_mut().enumerate() {
+            for worker in instance.iter_mut().flat_map(|instance| &mut instance.workers) {
+                if worker.leases.revoke(id) {
+                    holders.push(id_of(slot, worker.serial));
+                }
+            }
+        }
+        for holder in holders {
+            self.say(holder, &GatewayMessage::Revoke(id));
+        }
+    }
+
+    /// A worker that drains has its end of file once nobody can send it another connection.
+    fn end_if_drained(&mut self, id: WorkerId) {
+        let Some(worker) = self.worker(id) else { return };
+        if worker.is_taking() || !worker.asked_to_drain() || !worker.backlog.is_empty() {
+            return;
+        }
+        let workers = self.slots.iter().flatten().flat_map(|instance| &instance.workers);
+        if workers.into_iter().any(|worker| worker.leases.holds(id)) {
+            return;
+        }
+        if let Some(Err(error)) = self.worker(id).map(|worker| worker.end().stop_sending()) {
+            tracing::debug!(%error, "a worker that drains can't be told that nothing more comes");
+        }
+    }
+
+    /// Says something, now or when there is room; false if the worker is gone.
+    fn say(&mut self, to: WorkerId, message: &GatewayMessage<'_>) -> bool {
+        let Some(worker) = self.worker(to) else { return false };
+        let said =
+            if worker.backlog.is_empty() { worker.end().say(message) } else { Err(SendError::WouldBlock) };
+        match said {
+            Ok(()) => true,
+            Err(SendError::WouldBlock | SendError::TooManyReferences)
+                if worker.backlog.len() < BACKLOG_MAX =>
+            {
+                worker.backlog.extend(Waiting::of(message));
+                self.poll_for_room();
+                true
+            }
+            Err(error) => {
+                // Whoever waits for it in vain gives up by itself.
+                tracing::debug!(%error, "a worker can't be told something");
+                false
+            }
+        }
+    }
+
+    pub(super) fn worker(&mut self, id: WorkerId) -> Option<&mut Worker> {
+        let Source::Pool { slot, serial } = Source::of_key(id.0) else { return None };
+        let instance = self.slots.get_mut(slot as usize)?.as_mut()?;
+        instance.workers.iter_mut().find(|worker| worker.serial == serial)
+    }
+
+    fn function_of(&self, id: WorkerId) -> Option<FunctionName> {
+        let Source::Pool { slot, .. } = Source::of_key(id.0) else { return None };
+        Some(self.slots.get(slot as usize)?.as_ref()?.function)
+    }
+}
+
+pub fn id_of(slot: usize, serial: u32) -> WorkerId {
+    WorkerId(Source::Pool { slot: slot as u32, serial }.key())
+}
