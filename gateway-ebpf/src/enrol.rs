@@ -107,8 +107,12 @@ fn enter_sockhash(ctx: &SockOpsContext, cookie: &mut u64) -> bool {
     result == 0
 }
 
-/// Takes the socket out of the SOCKHASH inside the function's own send, when nothing can be lost by it: all that
-/// arrived was read, the sender holds the lock, and nobody sleeps in a receive on the psock.
+/// Takes the socket out of the SOCKHASH inside the function's own send, when nothing can be lost by it: the verdict
+/// is known, all that arrived was read, the sender holds the lock, and nobody sleeps in a receive on the psock.
+///
+/// That the lock is held does not say by whom: accept holds it too, and the kernel acknowledges out-of-order segments
+/// that arrive meanwhile when accept lets go of it. Without its verdict the connection would never get one; and one
+/// that is poisoned must still be here for the gateway to destroy it.
 #[inline(always)]
 fn retire(ctx: &SockOpsContext) {
     // SAFETY: the verifier knows `sk` and checks it for null below.
@@ -123,6 +127,9 @@ fn retire(ctx: &SockOpsContext) {
     }
     // SAFETY: the context is valid.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    if !is_judged(cookie) {
+        return;
+    }
     // SAFETY: map and key are valid; deleting from a SOCKHASH is allowed to sock_ops.
     let removed = unsafe {
         aya_ebpf::helpers::bpf_map_delete_elem(
@@ -136,6 +143,14 @@ fn retire(ctx: &SockOpsContext) {
     forget(cookie);
     let _: Result<(), i32> = ctx.set_cb_flags(0);
     count(Counter::Retired);
+}
+
+#[inline(always)]
+fn is_judged(cookie: u64) -> bool {
+    let Some(connection) = CONNECTIONS.get_ptr(cookie) else { return false };
+    // SAFETY: the entry is changed under the socket's lock only, which this callback holds.
+    let word = unsafe { (*connection).verdict };
+    word != Verdict::Pending.to_word() && word != Verdict::Poisoned.to_word()
 }
 
 #[inline(always)]
