@@ -1,8 +1,9 @@
 //! A network namespace of the test's own, for as long as the value lives.
 use std::{
+    cell::Cell,
     fs::{self, File},
     marker::PhantomData,
-    net::TcpListener,
+    ops::RangeInclusive,
     process::Command,
 };
 
@@ -17,9 +18,14 @@ pub struct Net {
     home: File,
     /// What the loopback's routes say of TCP.
     route_options: String,
+    /// Each is given away once.
+    next_port: Cell<u16>,
     /// A namespace belongs to the thread that entered it.
     not_send: PhantomData<*const ()>,
 }
+
+/// Listeners' ports, which the kernel gives to nobody else: its own range begins above them.
+const LISTENER_PORTS: RangeInclusive<u16> = 10_000..=19_999;
 
 /// TCP states that hold no file any more: the kernel alone ends them.
 const STATE_TIME_WAIT: &str = "06";
@@ -32,7 +38,8 @@ impl Net {
         unshare(CloneFlags::CLONE_NEWNET).unwrap_or_else(|error| {
             panic!("these tests make network namespaces, which needs root: run `cargo xtask test` ({error})")
         });
-        let net = Self { home, route_options: String::new(), not_send: PhantomData };
+        let next_port = Cell::new(*LISTENER_PORTS.start());
+        let net = Self { home, route_options: String::new(), next_port, not_send: PhantomData };
         net.ip("link set lo up");
         net
     }
@@ -62,6 +69,7 @@ impl Net {
 
     /// Leaves clients only these ports, so that each is soon used again.
     pub fn with_client_ports(self, first: u16, last: u16) -> Self {
+        assert!(first > *LISTENER_PORTS.end(), "a listener may have one of the ports {first} to {last}");
         self.sysctl("ip_local_port_range", &format!("{first} {last}"));
         self
     }
@@ -76,10 +84,12 @@ impl Net {
         fs::write(&path, value).unwrap_or_else(|error| panic!("writing {value} to {path}: {error}"));
     }
 
-    /// A port that nobody listens on; nobody else is here to take it.
+    /// A port for a listener that nobody else here is given, before or later.
     pub fn free_port(&self) -> u16 {
-        let probe = TcpListener::bind("[::]:0").expect("binding a port");
-        probe.local_addr().expect("a bound socket has an address").port()
+        let port = self.next_port.get();
+        assert!(LISTENER_PORTS.contains(&port), "all ports for listeners are given away");
+        self.next_port.set(port + 1);
+        port
     }
 
     /// A counter of `/proc/net/snmp` or `/proc/net/netstat`, such as `Tcp RetransSegs`.
