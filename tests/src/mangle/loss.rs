@@ -35,6 +35,8 @@ impl<'net> Loss<'net> {
     pub fn on_loopback(net: &'net Net, dropped: PerMillion, duplicated: PerMillion) -> Self {
         let counters = Map::counters(2).expect("making a map needs root");
         run("tc", "qdisc add dev lo clsact");
+        // A copy has lost its route, and the one that IPv4 looks up for it is for packets from outside.
+        net.sysctl("conf/lo/route_localnet", "1");
         // A drop at the egress would be a congestion of the sender's own, which it knows of at once.
         let ends = [
             (Hook::Ingress, &drop_packet(counters.raw_fd()), dropped),
