@@ -8,11 +8,18 @@ use tests::{
     mangle::{Injector, Loss, PerMillion},
     net::Net,
     pattern::{Pattern, Random},
+    probe,
     stack::{AddressBook, Plan},
     wire::Framing,
 };
 
-in_both_modes!(small_connections_under_duplication, uploads_under_loss, keep_alive_under_loss, overlaps);
+in_both_modes!(
+    small_connections_under_duplication,
+    uploads_under_loss,
+    keep_alive_under_loss,
+    overlaps,
+    requests_that_arrive_backwards,
+);
 
 const LOOPBACKS: [&str; 2] = ["127.0.0.1", "::1"];
 
@@ -41,7 +48,7 @@ fn small_connections_under_duplication(verdicts: Verdicts) -> Result<()> {
             let mut client = clients.client()?;
             let (first, second) = head.as_bytes().split_at(1 + number % (head.len() - 1));
             for piece in [first, &[second, &body[..100]].concat(), &body[100..]] {
-                client.send(piece)?;
+                client.send(piece).context("sending")?;
             }
             let answer = client.response()?;
             ensure!(answer.body == body, "WRONG BYTES: {} {:?}", answer.status(), answer.text());
@@ -110,6 +117,26 @@ fn overlaps(verdicts: Verdicts) -> Result<()> {
         let stack = stack_at(verdicts, &net, address);
         let clients: &AddressBook = &stack;
         crowd(4, share(verdicts, 600), |number| overlapped_connection(clients, number));
+    }
+    Ok(())
+}
+
+/// The kernel acknowledges each piece at once, also while the gateway accepts the connection: it is not a function's
+/// send that lets go of the socket.
+fn requests_that_arrive_backwards(verdicts: Verdicts) -> Result<()> {
+    let net = Rc::new(Net::private());
+    for address in LOOPBACKS {
+        let stack = stack_at(verdicts, &net, address);
+        let clients: &AddressBook = &stack;
+        crowd(2, share(verdicts, 2000), |_| {
+            let request = b"GET /function/hello HTTP/1.1\r\nHost: x\r\n\r\n";
+            let mut client = clients.client()?;
+            Injector::new(client.socket())?.backwards(client.socket(), request)?;
+            client.send(request).context("sending")?;
+            let answer = client.response()?;
+            ensure!(probe::answerer(&answer) == Some("hello"), "{} {}", answer.status(), answer.text());
+            Ok(())
+        });
     }
     Ok(())
 }

@@ -57,6 +57,16 @@ impl Injector {
         self.astride(stream, sent, &[])
     }
 
+    /// Delivers what the client is about to write, byte by byte from its end, and leaves out the first one.
+    pub fn backwards(&self, stream: &TcpStream, bytes: &[u8]) -> io::Result<()> {
+        let sequence = sequence(stream)?;
+        for (position, byte) in bytes.iter().enumerate().skip(1).rev() {
+            let at = sequence.send.wrapping_add(position as u32);
+            self.segment(at, sequence.receive, &[*byte])?;
+        }
+        Ok(())
+    }
+
     /// Writes `bytes` in pieces of which somebody else delivers some beforehand, alone or with what came before.
     pub fn write_with_overlaps(
         &self,
