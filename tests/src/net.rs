@@ -5,6 +5,7 @@ use std::{
     marker::PhantomData,
     ops::RangeInclusive,
     process::Command,
+    thread,
 };
 
 use nix::sched::{CloneFlags, setns, unshare};
@@ -26,6 +27,22 @@ pub struct Net {
 
 /// Listeners' ports, which the kernel gives to nobody else: its own range begins above them.
 const LISTENER_PORTS: RangeInclusive<u16> = 10_000..=19_999;
+
+const RESETS: [(&str, &str); 13] = [
+    ("Tcp", "OutRsts"),
+    ("Tcp", "EstabResets"),
+    ("Tcp", "AttemptFails"),
+    ("Tcp", "RetransSegs"),
+    ("TcpExt", "ListenOverflows"),
+    ("TcpExt", "ListenDrops"),
+    ("TcpExt", "TCPReqQFullDrop"),
+    ("TcpExt", "EmbryonicRsts"),
+    ("TcpExt", "TCPAbortOnData"),
+    ("TcpExt", "TCPAbortOnClose"),
+    ("TcpExt", "TCPAbortOnMemory"),
+    ("TcpExt", "TCPAbortOnTimeout"),
+    ("TcpExt", "TCPAbortFailed"),
+];
 
 /// TCP states that hold no file any more: the kernel alone ends them.
 const STATE_TIME_WAIT: &str = "06";
@@ -92,6 +109,12 @@ impl Net {
         port
     }
 
+    /// What this network's TCP counted that can end a connection, for whoever has to find out why one did.
+    fn account_of_resets(&self) -> String {
+        let counters = RESETS.iter().map(|(group, name)| format!("{name}={}", self.counter(group, name)));
+        counters.collect::<Vec<_>>().join(" ")
+    }
+
     /// A counter of `/proc/net/snmp` or `/proc/net/netstat`, such as `Tcp RetransSegs`.
     pub fn counter(&self, group: &str, name: &str) -> u64 {
         let text = ["snmp", "netstat"]
@@ -139,6 +162,9 @@ impl Net {
 
 impl Drop for Net {
     fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("---- TCP counted: {}", self.account_of_resets());
+        }
         if let Err(error) = setns(&self.home, CloneFlags::CLONE_NEWNET) {
             eprintln!("the thread can't go back to its network namespace: {error}");
         }

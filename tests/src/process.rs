@@ -15,6 +15,9 @@ use nix::{
 
 use crate::{PATIENCE, cgroup::Cgroup};
 
+/// A process that hangs may be what failed; nothing is judged by this.
+const LAST_WORDS_PATIENCE: Duration = Duration::from_secs(3);
+
 pub struct Process {
     name: String,
     child: Child,
@@ -139,8 +142,23 @@ impl Process {
     }
 }
 
+impl Process {
+    /// After a failure: asks it to end, because what it counted it says at its end.
+    fn take_last_words(&self) {
+        if kill(Pid::from_raw(self.id()), Signal::SIGTERM).is_err() {
+            return;
+        }
+        let lines = self.output.lines.lock().unwrap();
+        let speaking = |lines: &mut Lines| lines.ended_streams < 2;
+        drop(self.output.changed.wait_timeout_while(lines, LAST_WORDS_PATIENCE, speaking));
+    }
+}
+
 impl Drop for Process {
     fn drop(&mut self) {
+        if thread::panicking() && self.has_ended().is_none() {
+            self.take_last_words();
+        }
         if self.has_ended().is_none() {
             let _ = self.child.kill();
             let _ = self.child.wait();
