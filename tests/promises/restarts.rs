@@ -111,6 +111,13 @@ fn the_gateway_is_killed(verdicts: Verdicts) -> Result<()> {
             )?;
             client.send(&[b'a'; 1000])?;
         }
+        if verdicts == Verdicts::Sockmap {
+            // What is still enrolled loses its programs with the gateway.
+            eventually("the kernel path to let go of both", || {
+                let entries = stack.look().entries();
+                entries.iter().any(|(map, entries)| map == "pm_connections" && *entries == 0).then_some(())
+            });
+        }
         // A fourth connection: still on its way when the gateway dies, so it may be lost, and only it.
         let mut undecided = stack.client()?;
         undecided.send(b"GET /func")?;
