@@ -30,6 +30,7 @@ mod integrity;
 mod leaks;
 mod mangling;
 mod methods;
+mod move_clients;
 mod moves;
 mod no_reads;
 mod pipelining;

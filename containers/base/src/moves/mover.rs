@@ -11,6 +11,7 @@ use std::{
 
 use common::{FunctionName, Protocol};
 use handoff::{Berth, Connection, Flight, Grant, GrantAnswer, Move, Purpose, Role, WorkerId};
+use rustls::AlertDescription;
 use socket2::SockRef;
 use tokio::time::{Instant, timeout_at};
 use zeroize::Zeroizing;
@@ -25,7 +26,7 @@ use super::{
     sealing::OpenError,
     wait::Wait,
 };
-use crate::socket::Socket;
+use crate::{socket::Socket, tls::plaintext_alert};
 
 /// How long a request waits for a place: a gateway or a function that is being restarted is back by then.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -302,11 +303,18 @@ impl Mover {
     /// Takes a flight of a key agreement.
     pub(crate) fn flight(&self, gateway: &Rc<Post>, flight: &Flight<'_>) {
         let Some(inner) = &self.0 else { return };
-        let Some(agreements) = &inner.moving.agreements else { return };
         let mut state = inner.state.borrow_mut();
-        match flight.from {
-            Role::Responder => state.go_on(&inner.moving, flight),
-            Role::Initiator => state.respond(&inner.moving, agreements, gateway, flight),
+        match (flight.from, &inner.moving.agreements) {
+            (Role::Responder, _) => state.go_on(&inner.moving, flight),
+            (Role::Initiator, Some(agreements)) => {
+                state.respond(&inner.moving, agreements, gateway, flight);
+            }
+            // Who has no certificate, or knows nobody's, says so instead of nothing.
+            (Role::Initiator, None) => {
+                let Flight { peer, function, agreement, .. } = *flight;
+                let bytes = plaintext_alert(AlertDescription::HandshakeFailure).to_vec();
+                gateway.send(Letter::Flight { peer, function, agreement, from: Role::Responder, bytes });
+            }
         }
     }
 }

@@ -3,9 +3,11 @@
 //! Each pair of workers has a key of its own, derived from the secret that their instances agreed on, and numbers what
 //! it seals. The number is the AEAD's nonce, so it must never be used twice; the opener takes each at most once, in
 //! rising order. What is sealed is bound to the connection by its socket's cookie, which only the kernel assigns.
-use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use ring::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce};
 use ring::hkdf::{HKDF_SHA256, KeyType, Prk};
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroizing;
+
+use crate::tls::CipherKey;
 
 const VERSION: u8 = 1;
 const LABEL: &[u8] = b"pointsman move 1";
@@ -62,19 +64,19 @@ pub struct Label {
 }
 
 pub struct Sealer {
-    key: Key,
+    key: CipherKey,
     label: Label,
 }
 
 pub struct Opener {
-    key: Key,
+    key: CipherKey,
     /// The least number that has not come.
     next: u64,
 }
 
 impl Sealer {
     pub fn new(pair: &PairSecret, ends: Ends) -> Self {
-        Self { key: Key::derive(pair, ends), label: Label { key: pair.id, ends, number: 0 } }
+        Self { key: derive(pair, ends), label: Label { key: pair.id, ends, number: 0 } }
     }
 
     pub fn key(&self) -> KeyId {
@@ -93,7 +95,7 @@ impl Sealer {
         self.label.number += 1;
         let tag = self
             .key
-            .0
+            .get()
             .seal_in_place_separate_tag(nonce, Aad::from(associated(&header, cookie)), luggage)
             .expect("luggage is shorter than AES-GCM's limit");
         let mut sealed = Vec::with_capacity(HEADER_BYTES + luggage.len() + tag.as_ref().len());
@@ -106,7 +108,7 @@ impl Sealer {
 
 impl Opener {
     pub fn new(pair: &PairSecret, ends: Ends) -> Self {
-        Self { key: Key::derive(pair, ends), next: 0 }
+        Self { key: derive(pair, ends), next: 0 }
     }
 
     /// Opens luggage in place. A number counts as used only when its seal was good, so that nobody can use up numbers.
@@ -123,7 +125,7 @@ impl Opener {
         let header: &[u8; HEADER_BYTES] = (&*header).try_into().map_err(|_| OpenError::Truncated)?;
         let luggage = self
             .key
-            .0
+            .get()
             .open_in_place(nonce(label.number), Aad::from(associated(header, cookie)), body)
             .map_err(|_| OpenError::Altered)?;
         self.next = label.number + 1;
@@ -166,25 +168,19 @@ impl Label {
 }
 
 /// The key of one pair of workers.
-struct Key(LessSafeKey);
-
-impl Key {
-    fn derive(pair: &PairSecret, Ends { source, target }: Ends) -> Self {
-        struct Length;
-        impl KeyType for Length {
-            fn len(&self) -> usize {
-                KEY_BYTES
-            }
+fn derive(pair: &PairSecret, Ends { source, target }: Ends) -> CipherKey {
+    struct Length;
+    impl KeyType for Length {
+        fn len(&self) -> usize {
+            KEY_BYTES
         }
-        let mut bytes = [0; KEY_BYTES];
-        Prk::new_less_safe(HKDF_SHA256, &pair.secret[..])
-            .expand(&[LABEL, &source.to_le_bytes(), &target.to_le_bytes()], Length)
-            .and_then(|okm| okm.fill(&mut bytes))
-            .expect("HKDF gives 255 times so much");
-        let key = UnboundKey::new(&AES_256_GCM, &bytes).expect("the array has the algorithm's key length");
-        bytes.zeroize();
-        Self(LessSafeKey::new(key))
     }
+    let mut bytes = Zeroizing::new([0; KEY_BYTES]);
+    Prk::new_less_safe(HKDF_SHA256, &pair.secret[..])
+        .expand(&[LABEL, &source.to_le_bytes(), &target.to_le_bytes()], Length)
+        .and_then(|okm| okm.fill(&mut bytes[..]))
+        .expect("HKDF gives 255 times so much");
+    CipherKey::of_bytes(&AES_256_GCM, &bytes[..])
 }
 
 fn nonce(number: u64) -> Nonce {

@@ -12,6 +12,7 @@ mod stream;
 pub use config::{Acceptor, ConfigError, anchors_from_file, anchors_from_path};
 pub use fault::Fault;
 pub use handshake::{HandshakeError, HandshakeFailure, plaintext_alert};
+pub(crate) use secrets::CipherKey;
 pub use secrets::{Aead, Version};
 pub use state::{SessionState, StateError};
 pub use stream::{NotMovable, TlsStream};

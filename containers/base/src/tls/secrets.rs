@@ -151,19 +151,22 @@ fn expand_label(secret: &Prk, label: &[u8], output: &mut [u8]) {
 }
 
 /// A key ready for use. ring doesn't wipe its keys, so this one lives in one place on the heap and is wiped there.
-pub(super) struct CipherKey(Box<MaybeUninit<LessSafeKey>>);
+pub(crate) struct CipherKey(Box<MaybeUninit<LessSafeKey>>);
 
 // Wiping replaces dropping, so there must be nothing to drop.
 const _: () = assert!(!std::mem::needs_drop::<LessSafeKey>());
 
 impl CipherKey {
     pub(super) fn new(aead: Aead, keys: &TrafficKeys) -> Self {
-        let key = UnboundKey::new(aead.algorithm(), &keys.key[..aead.key_bytes()])
-            .expect("the slice has the algorithm's key length");
+        Self::of_bytes(aead.algorithm(), &keys.key[..aead.key_bytes()])
+    }
+
+    pub(crate) fn of_bytes(algorithm: &'static aead::Algorithm, bytes: &[u8]) -> Self {
+        let key = UnboundKey::new(algorithm, bytes).expect("a key of the algorithm's length");
         Self(Box::new(MaybeUninit::new(LessSafeKey::new(key))))
     }
 
-    pub(super) fn get(&self) -> &LessSafeKey {
+    pub(crate) fn get(&self) -> &LessSafeKey {
         // SAFETY: `new` is the only constructor and initialises it; only `drop` overwrites it.
         unsafe { self.0.assume_init_ref() }
     }
