@@ -23,9 +23,12 @@ in_both_modes!(
 
 const LOOPBACKS: [&str; 2] = ["127.0.0.1", "::1"];
 
+/// Why the gateway or a function gave a connection up, and what the kernel's programs counted.
+const CAUSES: &str = "info,gateway::gateway=debug,gateway::start=debug,base::http=debug";
+
 fn stack_at(verdicts: Verdicts, net: &Rc<Net>, address: &str) -> Stack {
     let address: IpAddr = address.parse().expect("an address");
-    Plan::new(verdicts).in_net(net.clone()).clients_use(address).start()
+    Plan::new(verdicts).in_net(net.clone()).clients_use(address).log(CAUSES).start()
 }
 
 /// peek reads through native TCP, so a fraction of the numbers is enough for it.

@@ -65,6 +65,7 @@ pub struct Plan {
     address: IpAddr,
     ports: Option<(u16, u16)>,
     extra: String,
+    log: Option<String>,
 }
 
 pub struct Stack {
@@ -78,6 +79,7 @@ pub struct Stack {
     book: AddressBook,
     config: PathBuf,
     gateway_arguments: Vec<String>,
+    log: Option<String>,
     verdicts: Verdicts,
     functions: Vec<String>,
     folder: TempDir,
@@ -111,6 +113,7 @@ impl Plan {
             address: Ipv4Addr::LOCALHOST.into(),
             ports: None,
             extra: String::new(),
+            log: None,
         }
     }
 
@@ -176,6 +179,12 @@ impl Plan {
     /// The ports for HTTP and HTTPS, where a listener's address is set by hand.
     pub fn with_ports(mut self, http: u16, https: u16) -> Self {
         self.ports = Some((http, https));
+        self
+    }
+
+    /// What all processes log, in POINTSMAN_LOG's syntax; a failed test shows it.
+    pub fn log(mut self, filter: &str) -> Self {
+        self.log = Some(filter.into());
         self
     }
 
@@ -264,6 +273,7 @@ impl Plan {
             authority,
             config,
             gateway_arguments: self.gateway_arguments,
+            log: self.log,
             verdicts: self.verdicts,
             functions: self
                 .functions
@@ -284,12 +294,14 @@ impl Stack {
     pub fn start_supervisor(&mut self) {
         let mut command = Command::new(programs::product("pointsman"));
         command.args(["supervise", "--config"]).arg(&self.config);
+        command.envs(self.log.as_ref().map(|filter| ("POINTSMAN_LOG", filter)));
         self.supervisor = Some(Process::spawn("supervisor", &mut command, Some(&self.cgroups.functions)));
     }
 
     pub fn start_gateway(&mut self) {
         let mut command = Command::new(programs::product("pointsman"));
         command.args(["gateway", "--config"]).arg(&self.config).args(&self.gateway_arguments);
+        command.envs(self.log.as_ref().map(|filter| ("POINTSMAN_LOG", filter)));
         self.gateway = Some(Process::spawn("gateway", &mut command, Some(&self.cgroups.gateway)));
     }
 
