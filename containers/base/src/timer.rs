@@ -12,6 +12,8 @@ use tokio::time::{Duration, Instant, Sleep, sleep_until};
 pub enum Wait {
     /// The next request's first byte.
     Request,
+    /// The same on a connection that ends with it.
+    LastRequest,
     /// The rest of a head.
     Head,
     /// More of a body.

@@ -86,7 +86,7 @@ fn stopping_serves_what_was_taken_and_what_is_queued_and_nothing_more() {
     queued.write_all(GET).unwrap();
     function.signal(Signal::SIGTERM);
 
-    // Idle connections end at once, which also says that the stop was heard.
+    // Idle connections end, which also says that the stop was heard.
     assert_eq!(read_to_end(&mut idle).unwrap(), b"");
     assert!(pool.status.draining());
     let mut buffer = MessageBuffer::default();

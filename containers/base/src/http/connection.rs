@@ -22,7 +22,7 @@ use super::{
     exchange::{Exchange, Next},
     head::{Fields, Framing, Head, HeadScan},
     incoming::Incoming,
-    limits::{COPY_BYTES, Limits},
+    limits::{COPY_BYTES, Limits, STOP_GRACE},
     output::Output,
     reject::Reject,
     response::{self, Coding, Persistence},
@@ -267,9 +267,7 @@ impl<'a> Connection<'a> {
             ready!(self.poll_output(cx)).map_err(End::Lost)?;
             let begun = !self.input.is_empty();
             let first = self.requests == 0;
-            if !begun && !first && self.stop.poll(cx).is_ready() {
-                return Poll::Ready(Err(End::Close { unread: true }));
-            }
+            let stopping = !begun && !first && self.stop.poll(cx).is_ready();
             match self.poll_read_head(cx) {
                 Poll::Ready(Ok(0)) if begun => return Poll::Ready(Ok(Err(Reject::INCOMPLETE))),
                 Poll::Ready(Ok(0)) => return Poll::Ready(Err(End::Close { unread: false })),
@@ -278,6 +276,10 @@ impl<'a> Connection<'a> {
                 Poll::Pending if begun || first => {
                     ready!(self.timer.poll(Wait::Head, self.shared.limits.head_timeout, cx));
                     return Poll::Ready(Ok(Err(Reject::TIMEOUT)));
+                }
+                Poll::Pending if stopping => {
+                    ready!(self.timer.poll(Wait::LastRequest, STOP_GRACE, cx));
+                    return Poll::Ready(Err(End::Close { unread: true }));
                 }
                 Poll::Pending => {
                     // An idle connection costs its socket and little else.

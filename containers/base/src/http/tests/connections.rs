@@ -151,13 +151,24 @@ fn a_handler_and_a_limit_can_end_it_too() {
 }
 
 #[test]
-fn stopping_ends_the_idle_and_lets_the_busy_finish() {
+fn stopping_answers_what_comes_soon_and_ends_the_idle() {
     run(async {
         let mut idle = Site::new(tower::service_fn(greet));
         idle.send(get("")).await;
         assert_eq!(idle.answer().await.text(), "hi");
         idle.stop.request();
         assert_eq!(idle.rest().await, b"");
+
+        // As if the request had been on its way.
+        let mut asking = Site::new(tower::service_fn(greet));
+        asking.send(get("")).await;
+        assert_eq!(asking.answer().await.field("connection"), None);
+        asking.stop.request();
+        tokio::task::yield_now().await;
+        asking.send(get("")).await;
+        let received = asking.rest().await;
+        let answer = &Answer::parse_all(&received, &["GET"])[0];
+        assert_eq!((answer.text(), answer.field("connection")), ("hi", Some("close")));
 
         let mut busy = Site::new(tower::service_fn(echo_whole));
         busy.send(
