@@ -1,6 +1,6 @@
 //! The configuration: a TOML file, or the defaults that need none, as types that are known to be valid.
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     fs, io,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -13,6 +13,9 @@ use serde::Deserialize;
 mod effective;
 mod file;
 mod hosts;
+mod size;
+
+pub use size::Bytes;
 
 /// The built-in function that answers for connections that belong to nobody.
 pub const REFUSAL: &str = "refusal";
@@ -56,6 +59,8 @@ pub struct Function {
     pub command: Option<Vec<String>>,
     pub certificate: Option<PathBuf>,
     pub key: Option<PathBuf>,
+    /// How many processes the supervisor keeps running.
+    pub instances: u16,
     /// Whom the function runs as, if not the supervisor's own user.
     pub user: Option<String>,
     pub env: BTreeMap<String, String>,
@@ -63,6 +68,31 @@ pub struct Function {
     pub trust_group: String,
     /// The only functions that may receive this one's connections, whatever their group.
     pub moves_to: Option<Vec<FunctionName>>,
+    /// What each instance may use; whoever needs more is killed.
+    pub memory_max: Option<Bytes>,
+    /// An instance that fails more often than this, one time soon after the other, is given up.
+    pub restart_limit: Option<u32>,
+    /// The share of each instance that somebody else starts, by its ID; 1 where none is given.
+    pub weights: BTreeMap<String, u32>,
+}
+
+impl Default for Function {
+    fn default() -> Self {
+        Self {
+            hosts: Vec::new(),
+            command: None,
+            certificate: None,
+            key: None,
+            instances: 1,
+            user: None,
+            env: BTreeMap::new(),
+            memory_max: None,
+            restart_limit: None,
+            weights: BTreeMap::new(),
+            trust_group: DEFAULT_GROUP.to_owned(),
+            moves_to: None,
+        }
+    }
 }
 
 /// The group of functions that name none.
@@ -114,6 +144,12 @@ impl Config {
         }
         let others = self.functions.iter().filter(|(other, _)| *other != name);
         Some(others.filter(|(_, other)| same_group(other)).map(|(other, _)| *other).collect())
+    }
+
+    /// The weights of instances, of all functions that have any.
+    pub fn weights(&self) -> HashMap<FunctionName, BTreeMap<String, u32>> {
+        let weighted = self.functions.iter().filter(|(_, function)| !function.weights.is_empty());
+        weighted.map(|(name, function)| (*name, function.weights.clone())).collect()
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use common::{Protocol, Refusal, Verdict};
+use common::{Protocol, Refusal, Verdict, limits::ROUTES};
 use handoff::{Connection, Purpose};
 use nix::{
     sys::socket::{getsockopt, sockopt},
@@ -16,18 +16,20 @@ use nix::{
 use socket2::Socket;
 use tokio::{
     io::{Interest, unix::AsyncFd},
-    time::{Instant, sleep_until},
+    time::Instant,
 };
 
 use crate::{
     counters::Counters,
+    deadline::at,
     instances::{Instances, Ready},
     listener,
-    mode::Sockmap,
+    mode::{Chain, Sockmap},
     peek::{Look, Peek, Waiting},
     pending::{Accepted, Pending},
     readable::{OwnsDescriptor, readable, watch},
-    routes::Routes,
+    reload::Following,
+    routes::{Generations, Routes},
 };
 
 /// One turn accepts at most this many, so that late verdicts and deadlines get their turn under load.
@@ -39,6 +41,9 @@ const INSTANCE_PATIENCE: Duration = Duration::from_millis(100);
 /// Connections that wait for an instance; more than this in the patience's time is an outage, not a restart.
 const UNPLACED: usize = 4096;
 
+/// How much longer than a connection may be without a verdict the routes are kept that its scanner may have begun with.
+const ROUTES_MARGIN: Duration = Duration::from_secs(1);
+
 /// How long accepting pauses when descriptors or memory have run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -46,6 +51,7 @@ pub struct Parts {
     pub http: Socket,
     pub https: Socket,
     pub routes: Routes,
+    pub following: Following,
     pub instances: Instances,
     pub sockmap: Option<Sockmap>,
     pub head_timeout: Duration,
@@ -56,7 +62,11 @@ pub struct Parts {
 pub struct Gateway {
     http: AsyncFd<Socket>,
     https: AsyncFd<Socket>,
-    routes: Routes,
+    routes: Generations,
+    following: Following,
+    head_timeout: Duration,
+    /// When a configuration that found no room in the kernel's table is to be read again.
+    reload_at: Option<Instant>,
     instances: Instances,
     sockmap: Option<AsyncFd<Events>>,
     peek: Peek,
@@ -74,6 +84,7 @@ pub struct Gateway {
 
 enum Wake {
     Stop,
+    Reload,
     Accept(Protocol),
     Events,
     Complete,
@@ -87,7 +98,10 @@ impl Gateway {
         Ok(Self {
             http: watch(parts.http)?,
             https: watch(parts.https)?,
-            routes: parts.routes,
+            routes: Generations::new(parts.routes),
+            following: parts.following,
+            head_timeout: parts.head_timeout,
+            reload_at: None,
             instances: parts.instances,
             sockmap: parts.sockmap.map(|sockmap| watch(Events(sockmap))).transpose()?,
             peek: Peek::new(),
@@ -108,6 +122,7 @@ impl Gateway {
         loop {
             match self.wake(&mut stop).await {
                 Wake::Stop => break,
+                Wake::Reload => self.reload(Instant::now()),
                 Wake::Accept(protocol) => self.accept(protocol),
                 Wake::Events => self.take_events(),
                 Wake::Complete => self.look_again(),
@@ -131,12 +146,53 @@ impl Gateway {
             // Signals first; then what ends waiting, before more is let in.
             biased;
             () = stop => Wake::Stop,
+            () = self.following.asked() => Wake::Reload,
             _ = readable(self.sockmap.as_ref()) => Wake::Events,
             _ = readable(Some(&self.waiting)) => Wake::Complete,
             () = self.instances.changed() => Wake::Instances,
             () = at(deadline) => Wake::Timer,
             _ = readable(Some(&self.http)), if accepting => Wake::Accept(Protocol::Http),
             _ = readable(Some(&self.https)), if accepting => Wake::Accept(Protocol::Https),
+        }
+    }
+
+    /// Takes new verdicts from the routes of the configuration as it is now. Connections keep the verdicts that they
+    /// have, and those whose first flight is being scanned are judged by the routes that it began with.
+    fn reload(&mut self, now: Instant) {
+        self.reload_at = None;
+        let Some(config) = self.following.read() else { return };
+        let routes = match Routes::of(&config, self.routes.next_generation()) {
+            Ok(routes) => routes,
+            Err(error) => {
+                return tracing::error!(%error, "the configuration is refused; the running one stays");
+            }
+        };
+        if self.routes.entries() + routes.len() > ROUTES {
+            self.reload_at = self.routes.next_retirement();
+            return tracing::info!(
+                "the new configuration waits until connections have let go of former routes"
+            );
+        }
+        if let Some(events) = &mut self.sockmap
+            && let Err(error) = events.get_mut().0.follow(&routes)
+        {
+            return tracing::error!(error = %Chain(&error), "the kernel doesn't take the new routes; the running ones stay");
+        }
+        tracing::info!(
+            functions = config.functions.len(),
+            generation = routes.generation(),
+            "the configuration was read again"
+        );
+        self.instances.set_weights(config.weights());
+        self.instances.set_known(config.functions.keys().copied());
+        self.routes.replace(routes, now + self.head_timeout + ROUTES_MARGIN);
+    }
+
+    fn retire_routes(&mut self, now: Instant) {
+        while let Some(routes) = self.routes.take_retired(now) {
+            if let Some(events) = &mut self.sockmap {
+                events.get_mut().0.kernel.withdraw(routes.entries().map(|(key, _)| key));
+            }
         }
     }
 
@@ -197,7 +253,7 @@ impl Gateway {
     }
 
     fn look(&mut self, mut accepted: Accepted, peer: Option<SocketAddr>) {
-        match self.peek.look(&accepted.socket, accepted.protocol, &self.routes) {
+        match self.peek.look(&accepted.socket, accepted.protocol, self.routes.current()) {
             Ok(Look::Verdict(verdict)) => {
                 self.counters.verdicts_peeked += 1;
                 self.settle(accepted, verdict, peer);
@@ -274,7 +330,7 @@ impl Gateway {
         }
         for (cookie, ended) in keys {
             let Some(accepted) = self.pending.get(cookie) else { continue };
-            let verdict = match self.peek.look(&accepted.socket, accepted.protocol, &self.routes) {
+            let verdict = match self.peek.look(&accepted.socket, accepted.protocol, self.routes.current()) {
                 Ok(Look::Verdict(verdict)) => verdict,
                 Ok(Look::Needs { .. }) if ended => Verdict::Refused(Refusal::Incomplete),
                 Ok(Look::Needs { bytes }) => {
@@ -381,6 +437,11 @@ impl Gateway {
             .take_while(|ready| ready.wait_until.is_none_or(|until| until <= now))
             .count();
         self.give_up(given_up);
+        // Last: what was held until now may have a verdict that they are needed for.
+        self.retire_routes(now);
+        if self.reload_at.is_some_and(|at| at <= now) {
+            self.reload(now);
+        }
     }
 
     /// A verdict whose event was lost stands in the kernel's map still.
@@ -395,7 +456,8 @@ impl Gateway {
 
     fn next_deadline(&mut self) -> Option<Instant> {
         let unplaced = self.unplaced.front().and_then(|ready| ready.wait_until);
-        [self.pending.next_deadline(), unplaced, self.paused_until].into_iter().flatten().min()
+        let routes = self.routes.next_retirement();
+        [self.pending.next_deadline(), unplaced, self.paused_until, routes].into_iter().flatten().min()
     }
 
     /// At the end nobody is left without an answer.
@@ -422,13 +484,6 @@ impl AsRawFd for Events {
 
 // SAFETY: the kernel path keeps its ring for as long as it lives.
 unsafe impl OwnsDescriptor for Events {}
-
-async fn at(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => sleep_until(deadline).await,
-        None => std::future::pending().await,
-    }
-}
 
 /// Descriptors or memory have run out: the listener stays readable, so only a pause helps.
 fn is_shortage(error: &io::Error) -> bool {

@@ -1,6 +1,6 @@
 //! The running function instances: which there are, and who of them gets which connection.
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     hash::{BuildHasher, RandomState},
     io, mem,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
@@ -14,8 +14,10 @@ use handoff::{Connection, MAX_BATCH, MessageBuffer, Purpose, SendError};
 use nix::sys::resource::{Resource, getrlimit};
 use tokio::{
     io::{Interest, unix::AsyncFd},
-    time::{Instant, sleep_until},
+    time::Instant,
 };
+
+use crate::{deadline::at, socket_name::SocketName};
 
 use self::{
     choice::Draws,
@@ -62,6 +64,9 @@ pub enum Error {
     Limit(#[source] io::Error),
 }
 
+/// The configured weights of instances, by their function and ID.
+pub type Weights = HashMap<FunctionName, BTreeMap<String, u32>>;
+
 /// A connection with a verdict, on its way to an instance.
 pub struct Ready {
     pub connection: Connection,
@@ -76,10 +81,11 @@ pub struct Instances {
     discovery: Option<Discovery>,
     poller: AsyncFd<Poller>,
     slots: Vec<Option<Instance>>,
-    /// The listed instances of each function, by slot.
+    /// The listed instances of each function, by slot; each stands there as often as it weighs, and is drawn as often.
     functions: HashMap<FunctionName, Vec<usize>>,
     /// The functions that are configured, whether or not there are instances.
     known: HashSet<FunctionName>,
+    weights: Weights,
     refusal: FunctionName,
     draws: Draws,
     serial: u32,
@@ -118,7 +124,7 @@ struct Assignment {
 
 impl Instances {
     /// Begins to watch a directory and connects to what is there. Must be called within a runtime.
-    pub fn new(directory: &Path, known: impl IntoIterator<Item = FunctionName>) -> Result<Self, Error> {
+    pub fn new(directory: &Path) -> Result<Self, Error> {
         let limit = getrlimit(Resource::RLIMIT_NOFILE).map_err(|errno| Error::Limit(errno.into()))?.0;
         let poller = Poller::new().and_then(Poller::into_async).map_err(Error::Poll)?;
         let mut instances = Self {
@@ -127,7 +133,8 @@ impl Instances {
             poller,
             slots: Vec::new(),
             functions: HashMap::new(),
-            known: known.into_iter().collect(),
+            known: HashSet::new(),
+            weights: Weights::new(),
             refusal: REFUSAL.parse().expect("the refusal function has a valid name"),
             draws: Draws::new(RandomState::new().hash_one(0)),
             serial: 0,
@@ -188,8 +195,33 @@ impl Instances {
 
     /// Workers of a function that take connections.
     pub fn workers(&self, function: &FunctionName) -> usize {
-        let slots = self.functions.get(function).into_iter().flatten();
-        slots.filter_map(|&slot| self.slots[slot].as_ref()).map(Instance::taking).sum()
+        let mut slots = self.functions.get(function).cloned().unwrap_or_default();
+        slots.dedup();
+        slots.into_iter().filter_map(|slot| self.slots[slot].as_ref()).map(Instance::taking).sum()
+    }
+
+    /// Connections may move to these from now on.
+    pub fn set_known(&mut self, known: impl IntoIterator<Item = FunctionName>) {
+        self.known = known.into_iter().collect();
+    }
+
+    /// What is chosen from now on is chosen by these weights.
+    pub fn set_weights(&mut self, weights: Weights) {
+        self.weights = weights;
+        for (function, mut slots) in mem::take(&mut self.functions) {
+            slots.dedup();
+            slots.into_iter().for_each(|slot| self.list(function, slot));
+        }
+    }
+
+    /// Enters an instance among its function's, next to itself as often as it weighs.
+    fn list(&mut self, function: FunctionName, slot: usize) {
+        let Some(instance) = &mut self.slots[slot] else { return };
+        let id = SocketName::parse(&instance.socket).and_then(|name| name.id);
+        let configured = id.and_then(|id| self.weights.get(&function)?.get(id));
+        instance.weight = configured.copied().unwrap_or(1);
+        let tickets = std::iter::repeat_n(slot, instance.weight as usize);
+        self.functions.entry(function).or_default().extend(tickets);
     }
 
     /// Connections that moved to a function and found nobody there; they are to be refused.
@@ -263,7 +295,7 @@ impl Instances {
             if instance.refresh(*round) {
                 touched.push(listed[index]);
             }
-            instance.least_loaded().map(|(_, load)| load)
+            instance.least_loaded().map(|(_, load)| load.for_weight(instance.weight))
         };
         // A stalled worker is better than none, and anything else is better than it.
         let chosen = choice::of_two(listed.len(), draw, |index| load(index).filter(|load| !load.stalled))
@@ -535,7 +567,7 @@ impl Instances {
             self.slots.len() - 1
         });
         self.slots[slot] = Some(Instance::new(function, socket));
-        self.functions.entry(function).or_default().push(slot);
+        self.list(function, slot);
         self.tend(slot, Instant::now());
     }
 
@@ -552,13 +584,6 @@ impl Instances {
             slots.retain(|&listed| listed != slot);
         }
         self.tend(slot, Instant::now());
-    }
-}
-
-async fn at(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => sleep_until(deadline).await,
-        None => std::future::pending().await,
     }
 }
 

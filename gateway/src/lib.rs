@@ -1,6 +1,7 @@
 //! The gateway, as a library for its binary and for tests.
 pub mod config;
 pub mod counters;
+pub mod deadline;
 pub mod doctor;
 pub mod gateway;
 pub mod instances;
@@ -11,6 +12,8 @@ pub mod mode;
 pub mod peek;
 pub mod pending;
 pub mod readable;
+pub mod reload;
 pub mod routes;
+pub mod socket_name;
 pub mod start;
 pub mod supervise;

@@ -11,6 +11,7 @@ use clap::{Args, Parser, Subcommand};
 use gateway::{
     config::{Config, VerdictMode},
     logs::{Log, Logs},
+    reload::{Source, SourceOptions},
 };
 use tracing_subscriber::EnvFilter;
 
@@ -44,7 +45,7 @@ struct ConfigArgs {
 #[derive(Args)]
 struct GatewayArgs {
     #[command(flatten)]
-    config: ConfigArgs,
+    config: SourceOptions,
     /// Who judges connections.
     #[arg(long, value_enum)]
     verdict: Option<VerdictMode>,
@@ -62,7 +63,7 @@ struct GatewayArgs {
 #[derive(Args)]
 struct SuperviseArgs {
     #[command(flatten)]
-    config: ConfigArgs,
+    config: SourceOptions,
     #[command(flatten)]
     options: gateway::supervise::Options,
 }
@@ -81,14 +82,16 @@ fn main() -> ExitCode {
 fn run(command: Command, log: &Log) -> Result<ExitCode> {
     match command {
         Command::Gateway(args) => {
-            let mut config = Config::load(args.config.config.as_deref())?;
-            config.gateway.http = args.http.unwrap_or(config.gateway.http);
-            config.gateway.https = args.https.unwrap_or(config.gateway.https);
-            config.gateway.verdict = args.verdict.unwrap_or(config.gateway.verdict);
-            gateway::start::run(&config, !args.unsafe_no_trim)?;
+            let source = Source::new(args.config, move |config| {
+                let gateway = &mut config.gateway;
+                gateway.http = args.http.unwrap_or(gateway.http);
+                gateway.https = args.https.unwrap_or(gateway.https);
+                gateway.verdict = args.verdict.unwrap_or(gateway.verdict);
+            });
+            gateway::start::run(source, !args.unsafe_no_trim)?;
         }
         Command::Supervise(args) => {
-            gateway::supervise::run(&Config::load(args.config.config.as_deref())?, &args.options, log)?;
+            gateway::supervise::run(Source::new(args.config, |_| ()), args.options, log)?;
         }
         Command::Check(args) => print!("{}", Config::load(args.config.as_deref())?.to_toml()),
         Command::Doctor => return Ok(gateway::doctor::run()),

@@ -62,6 +62,13 @@ impl Sockmap {
         kernel.publish(routes.generation() & GENERATION_MASK, routes.entries())?;
         Ok(Self { kernel, _cgroup: cgroup })
     }
+
+    /// Takes new verdicts from these routes, or goes on with the former ones.
+    pub fn follow(&mut self, routes: &Routes) -> Result<(), kernel::Error> {
+        self.kernel.publish(routes.generation() & GENERATION_MASK, routes.entries()).inspect_err(|_| {
+            self.kernel.withdraw(routes.entries().map(|(key, _)| key));
+        })
+    }
 }
 
 /// An error with its causes, on one line.

@@ -4,7 +4,10 @@ use std::{io, net::SocketAddr, time::Duration};
 use anyhow::{Context as _, Result};
 use nix::{
     libc,
-    sys::resource::{Resource, getrlimit, setrlimit},
+    sys::{
+        resource::{Resource, getrlimit, setrlimit},
+        signal::{self as signals, SigHandler, Signal},
+    },
 };
 use socket2::Socket;
 use tokio::{
@@ -14,19 +17,16 @@ use tokio::{
 };
 
 use crate::{
-    config::Config,
     gateway::{Gateway, Parts},
     instances::Instances,
     kernel, listener,
     mode::{self, Sockmap},
-    routes::Routes,
+    reload::{Following, Source},
+    routes::{FIRST_GENERATION, Routes},
 };
 
 /// A silent client comes out of `accept` after this; more would fill the queue of half-open connections instead.
 const DEFER_ACCEPT: Duration = Duration::from_secs(1);
-
-/// The first configuration's; routes of another are never mistaken for it.
-const FIRST_GENERATION: u16 = 1;
 
 /// Descriptors that connections without a verdict leave to the rest: pool connections, batches, maps.
 const RESERVED_DESCRIPTORS: u64 = 1024;
@@ -38,12 +38,11 @@ const STOP_PATIENCE: Duration = Duration::from_secs(10);
 const STOP_POLL: Duration = Duration::from_millis(20);
 
 /// Runs the gateway until SIGTERM or SIGINT. Without `trim` the kernel path corrupts data: for tests that show it.
-pub fn run(config: &Config, trim: bool) -> Result<()> {
+pub fn run(source: Source, trim: bool) -> Result<()> {
+    ignore_hangups()?;
+    let config = source.read()?;
     let descriptors = raise_descriptor_limit().context("can't read the limit of open files")?;
-    let routes = Routes::new(
-        FIRST_GENERATION,
-        config.functions.iter().map(|(name, function)| (*name, function.hosts.iter().map(String::as_str))),
-    )?;
+    let routes = Routes::of(&config, FIRST_GENERATION)?;
     let cgroup = mode::prepare(config.gateway.verdict).context("the kernel path is not fit on this host")?;
     let http = bind(config.gateway.http)?;
     let https = bind(config.gateway.https)?;
@@ -63,13 +62,17 @@ pub fn run(config: &Config, trim: bool) -> Result<()> {
                 _ = interrupt.recv() => {}
             }
         };
-        let instances = Instances::new(&config.gateway.functions_dir, config.functions.keys().copied())?;
+        let mut instances = Instances::new(&config.gateway.functions_dir)?;
+        instances.set_weights(config.weights());
+        instances.set_known(config.functions.keys().copied());
+        let following = Following::new(source, config.gateway.clone())?;
         let verdict = if sockmap.is_some() { "sockmap" } else { "peek" };
         let (http_address, https_address) = (local_address(&http)?, local_address(&https)?);
         let gateway = Gateway::new(Parts {
             http,
             https,
             routes,
+            following,
             instances,
             sockmap,
             head_timeout: config.gateway.head_timeout,
@@ -82,6 +85,13 @@ pub fn run(config: &Config, trim: bool) -> Result<()> {
         tracing::info!("stopped");
         Ok(())
     })
+}
+
+/// A reload that is asked for before there is anything to reload must not end the process.
+fn ignore_hangups() -> Result<()> {
+    // SAFETY: ignoring a signal installs no code.
+    unsafe { signals::signal(Signal::SIGHUP, SigHandler::SigIgn) }.context("can't ignore SIGHUP")?;
+    Ok(())
 }
 
 fn bind(address: SocketAddr) -> Result<Socket> {

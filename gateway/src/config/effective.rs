@@ -63,11 +63,14 @@ fn function_table(name: &str, function: &Function, domains: &[String]) -> Table 
     };
     let env: Table =
         function.env.iter().map(|(name, value)| (name.clone(), Value::from(value.as_str()))).collect();
+    let weights: Table =
+        function.weights.iter().map(|(id, &weight)| (id.clone(), Value::from(i64::from(weight)))).collect();
     [
         ("hosts", (!hosts.is_empty()).then(|| strings(&hosts))),
         ("command", function.command.as_ref().map(|command| strings(command))),
         ("certificate", path(&function.certificate)),
         ("key", path(&function.key)),
+        ("instances", (function.instances != 1).then(|| Value::from(i64::from(function.instances)))),
         ("user", function.user.as_deref().map(Value::from)),
         ("env", (!env.is_empty()).then_some(Value::Table(env))),
         (
@@ -81,6 +84,9 @@ fn function_table(name: &str, function: &Function, domains: &[String]) -> Table 
                 .as_ref()
                 .map(|names| Value::Array(names.iter().map(|name| Value::from(name.as_str())).collect())),
         ),
+        ("memory_max", function.memory_max.map(|bytes| Value::from(bytes.to_string()))),
+        ("restart_limit", function.restart_limit.map(|limit| Value::from(i64::from(limit)))),
+        ("weights", (!weights.is_empty()).then_some(Value::Table(weights))),
     ]
     .into_iter()
     .filter_map(|(key, value)| Some((key.to_owned(), value?)))
@@ -118,9 +124,13 @@ mod tests {
             command = ["./resize", "--workers", "2"]
             certificate = "thumb.pem"
             key = "thumb.key"
+            instances = 3
             user = "nobody"
             env = { LEVEL = "high \"est\"" }
+            memory_max = "256M"
+            restart_limit = 0
             [functions.other]
+            weights = { large = 4, 2 = 1 }
             "#,
         );
         assert_eq!(read("/elsewhere/copy.toml", &config.to_toml()), config);

@@ -12,8 +12,9 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::{
-    Config, DEFAULT_GROUP, Function, Gateway, REFUSAL, VerdictMode,
+    Bytes, Config, DEFAULT_GROUP, Function, Gateway, REFUSAL, VerdictMode,
     hosts::{self, Hosts},
+    size::Size,
 };
 
 /// The kernel's table of routes holds two generations while one replaces the other.
@@ -22,6 +23,18 @@ const MAX_ROUTES: usize = ROUTES / 2;
 /// Shorter ones would cut clients at the other end of a satellite link, longer ones would hold what nobody uses.
 const HEAD_TIMEOUT_MS: std::ops::RangeInclusive<u64> = 100..=600_000;
 const DEFAULT_HEAD_TIMEOUT_MS: u64 = 10_000;
+
+/// Each is a process with threads for all cores; more than this on one host is a slip of the pen.
+const INSTANCES: std::ops::RangeInclusive<u16> = 1..=64;
+
+/// Less does not hold a function's program and its threads' stacks.
+const LEAST_MEMORY: Bytes = Bytes(1 << 20);
+
+/// A share of a hundred is as fine as anybody can tell apart.
+const WEIGHTS: std::ops::RangeInclusive<u32> = 1..=100;
+
+/// With the function's name and the rest of `NAME@ID.sock` it is a file's name.
+const INSTANCE_ID_BYTES: usize = 64;
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -52,11 +65,16 @@ struct FunctionTable {
     command: Option<Spanned<Vec<String>>>,
     certificate: Option<Spanned<PathBuf>>,
     key: Option<Spanned<PathBuf>>,
+    instances: Option<Spanned<u16>>,
     user: Option<Spanned<String>>,
     #[serde(default)]
     env: BTreeMap<Spanned<String>, String>,
     trust_group: Option<String>,
     moves_to: Option<Vec<Spanned<String>>>,
+    memory_max: Option<Spanned<Size>>,
+    restart_limit: Option<Spanned<u32>>,
+    #[serde(default)]
+    weights: BTreeMap<Spanned<String>, Spanned<u32>>,
 }
 
 /// What is wrong, and the byte of the file at which it begins.
@@ -185,18 +203,83 @@ impl FunctionTable {
         if let Some((variable, _)) = self.env.iter().find(|(_, value)| value.contains('\0')) {
             return Err(Invalid::at(variable, "a variable's value can't hold a NUL"));
         }
+        self.check_who_starts(name)?;
         let path = |path: &Option<Spanned<PathBuf>>| path.as_ref().map(|path| base.join(path.get_ref()));
         Ok(Function {
             hosts: Vec::new(),
             command: command.transpose()?,
             certificate: path(&self.certificate),
             key: path(&self.key),
+            instances: self.instances.as_ref().map_or(Ok(1), instances)?,
             user: self.user.as_ref().map(|user| user.get_ref().clone()),
             env: self.env.iter().map(|(name, value)| (name.get_ref().clone(), value.clone())).collect(),
             trust_group: self.trust_group.clone().unwrap_or_else(|| DEFAULT_GROUP.to_owned()),
             moves_to: None,
+            memory_max: self.memory_max.as_ref().map(memory).transpose()?,
+            restart_limit: self.restart_limit.as_ref().map(|limit| *limit.get_ref()),
+            weights: self.weights.iter().map(weight).collect::<Result<_, _>>()?,
         })
     }
+
+    /// What says how the supervisor starts a function needs something to start, and all instances of one command are
+    /// alike.
+    fn check_who_starts(&self, name: FunctionName) -> Result<(), Invalid> {
+        if self.command.is_some() {
+            return match self.weights.keys().next() {
+                Some(id) => Err(Invalid::at(
+                    id,
+                    format!(
+                        "functions.{name} has a command, whose instances are all alike; weights are for instances that somebody else starts"
+                    ),
+                )),
+                None => Ok(()),
+            };
+        }
+        let offsets = [
+            ("instances", self.instances.as_ref().map(|value| value.span())),
+            ("memory_max", self.memory_max.as_ref().map(|value| value.span())),
+            ("restart_limit", self.restart_limit.as_ref().map(|value| value.span())),
+        ];
+        match offsets.into_iter().find_map(|(key, span)| Some((key, span?))) {
+            Some((key, span)) => Err(Invalid {
+                offset: span.start,
+                reason: format!(
+                    "functions.{name} has {key} and no command: whoever starts the function decides that"
+                ),
+            }),
+            None => Ok(()),
+        }
+    }
+}
+
+fn instances(instances: &Spanned<u16>) -> Result<u16, Invalid> {
+    if !INSTANCES.contains(instances.get_ref()) {
+        let (least, most) = INSTANCES.into_inner();
+        return Err(Invalid::at(instances, format!("instances is from {least} to {most}")));
+    }
+    Ok(*instances.get_ref())
+}
+
+fn memory(size: &Spanned<Size>) -> Result<Bytes, Invalid> {
+    let bytes =
+        size.get_ref().bytes().map_err(|reason| Invalid::at(size, format!("memory_max: {reason}")))?;
+    if bytes < LEAST_MEMORY {
+        return Err(Invalid::at(size, format!("memory_max is at least {LEAST_MEMORY}")));
+    }
+    Ok(bytes)
+}
+
+fn weight((id, weight): (&Spanned<String>, &Spanned<u32>)) -> Result<(String, u32), Invalid> {
+    let text = id.get_ref();
+    if text.is_empty() || text.len() > INSTANCE_ID_BYTES || text.contains(['/', '\0']) {
+        let reason = format!("{text:?} can't be the ID in a socket's name, NAME@ID.sock");
+        return Err(Invalid::at(id, reason));
+    }
+    if !WEIGHTS.contains(weight.get_ref()) {
+        let (least, most) = WEIGHTS.into_inner();
+        return Err(Invalid::at(weight, format!("a weight is from {least} to {most}")));
+    }
+    Ok((text.clone(), *weight.get_ref()))
 }
 
 fn function_name(key: &Spanned<String>) -> Result<FunctionName, Invalid> {
@@ -301,12 +384,16 @@ mod tests {
             command = ["resize", "--workers", "2"]
             certificate = "thumb.pem"
             key = "/keys/thumb.key"
+            instances = 4
             user = "nobody"
             env = { LEVEL = "high" }
             trust_group = "pictures"
             moves_to = ["other"]
+            memory_max = "64M"
+            restart_limit = 5
 
             [functions.other]
+            weights = { big = 3 }
             "#,
         )
         .unwrap();
@@ -324,7 +411,11 @@ mod tests {
         assert_eq!(thumb.user.as_deref(), Some("nobody"));
         assert_eq!(thumb.env["LEVEL"], "high");
         assert_eq!((thumb.trust_group.as_str(), &thumb.moves_to), ("pictures", &Some(vec![name("other")])));
-        assert_eq!(config.functions[&name("other")].command, None);
+        assert_eq!((thumb.instances, thumb.restart_limit), (4, Some(5)));
+        assert_eq!(thumb.memory_max, Some(Bytes(64 << 20)));
+        let other = &config.functions[&name("other")];
+        assert_eq!((other.command.as_ref(), other.instances, other.memory_max), (None, 1, None));
+        assert_eq!(other.weights, [("big".to_owned(), 3)].into());
     }
 
     #[test]
@@ -363,6 +454,17 @@ mod tests {
             ("[functions.a]\ncommand = [\"x\"]\ncertificate = \"c\"\n", 3, "no key"),
             ("[functions.a]\ncommand = [\"x\"]\nkey = \"c\"\n", 3, "no certificate"),
             ("[functions.a]\ncommand = [\"x\"]\n[functions.a.env]\n\"A=B\" = \"\"\n", 4, "variable"),
+            ("[functions.a]\ncommand = [\"x\"]\ninstances = 0\n", 3, "from 1 to 64"),
+            ("[functions.a]\ncommand = [\"x\"]\ninstances = 65\n", 3, "from 1 to 64"),
+            ("[functions.a]\ninstances = 2\n", 2, "no command"),
+            ("[functions.a]\nmemory_max = \"1G\"\n", 2, "no command"),
+            ("[functions.a]\nrestart_limit = 2\n", 2, "no command"),
+            ("[functions.a]\ncommand = [\"x\"]\nmemory_max = \"lots\"\n", 3, "\"256M\""),
+            ("[functions.a]\ncommand = [\"x\"]\nmemory_max = 1000\n", 3, "at least 1M"),
+            ("[functions.a]\ncommand = [\"x\"]\nrestart_limit = -1\n", 3, "u32"),
+            ("[functions.a]\ncommand = [\"x\"]\nweights = { 1 = 2 }\n", 3, "all alike"),
+            ("[functions.a]\nweights = { \"a/b\" = 2 }\n", 2, "NAME@ID.sock"),
+            ("[functions.a]\nweights = { a = 0 }\n", 2, "from 1 to 100"),
         ] {
             let (at, reason) = refused(text);
             assert!(at == line && reason.contains(part), "{text:?}: line {at}: {reason}");

@@ -17,7 +17,7 @@ use nix::{
     sys::inotify::{AddWatchFlags, InitFlags, Inotify},
 };
 
-const SUFFIX: &str = ".sock";
+use crate::socket_name::SocketName;
 
 /// Readable and searchable by functions of other users, writable by nobody else.
 const DIRECTORY_MODE: u32 = 0o755;
@@ -166,15 +166,8 @@ fn watch(directory: &FunctionsDirectory) -> nix::Result<Inotify> {
     Ok(inotify)
 }
 
-/// The function whose instance listens at a socket of this name, `NAME.sock` or `NAME@ID.sock`.
 fn function_of(socket: &str) -> Option<FunctionName> {
-    let instance = socket.strip_suffix(SUFFIX)?;
-    let name = match instance.split_once('@') {
-        Some((_, "")) => return None,
-        Some((name, _)) => name,
-        None => instance,
-    };
-    name.parse().ok()
+    SocketName::parse(socket).map(|name| name.function)
 }
 
 #[cfg(test)]
@@ -182,24 +175,6 @@ mod tests {
     use std::os::unix::net::UnixListener;
 
     use super::*;
-
-    #[test]
-    fn names_of_sockets_name_functions() {
-        let echo = "echo".parse().ok();
-        for (socket, function) in [
-            ("echo.sock", echo),
-            ("echo@1.sock", echo),
-            ("echo@a@b.sock", echo),
-            ("echo@.sock", None),
-            ("@1.sock", None),
-            (".sock", None),
-            ("Echo.sock", None),
-            ("echo.socket", None),
-            ("echo", None),
-        ] {
-            assert_eq!(function_of(socket), function, "{socket}");
-        }
-    }
 
     fn appeared(name: &str) -> Change {
         Change::Appeared { function: "echo".parse().unwrap(), socket: name.to_owned() }

@@ -21,6 +21,8 @@ pub struct Instance {
     /// Tells this process from all others that this gateway has had to do with; a new one with each HELLO of a new
     /// process.
     pub number: u64,
+    /// Its share, compared with the function's other instances.
+    pub weight: u32,
     pub workers: Vec<Worker>,
     /// A pool connection whose HELLO has not come. One at a time, because HELLO says how many more are wanted.
     greeting: Option<Greeting>,
@@ -64,6 +66,7 @@ impl Instance {
             function,
             socket,
             number: 0,
+            weight: 1,
             workers: Vec::new(),
             greeting: None,
             wanted: 1,

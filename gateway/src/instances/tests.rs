@@ -148,10 +148,6 @@ async fn receive_all(end: AsyncFd<InstanceEnd>, shared: Shared) {
     }
 }
 
-fn known() -> [FunctionName; 2] {
-    ["echo", "hello"].map(|name| name.parse().unwrap())
-}
-
 struct Gateway {
     instances: Instances,
     directory: TempDir,
@@ -160,7 +156,7 @@ struct Gateway {
 impl Gateway {
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        Self { instances: Instances::new(directory.path(), known()).unwrap(), directory }
+        Self { instances: Instances::new(directory.path()).unwrap(), directory }
     }
 
     fn socket(&self, name: &str) -> Socket {
@@ -242,7 +238,7 @@ async fn an_instance_that_comes_gets_connections() {
 async fn an_instance_that_was_there_before_gets_connections() {
     let directory = tempfile::tempdir().unwrap();
     let socket = Socket::new(directory.path(), "echo@1.sock");
-    let mut gateway = Gateway { instances: Instances::new(directory.path(), known()).unwrap(), directory };
+    let mut gateway = Gateway { instances: Instances::new(directory.path()).unwrap(), directory };
     let mut echo = socket.start(1, 1000);
     gateway.changed().await;
     let (_clients, mut waiting) = for_echo(0..1);
@@ -485,7 +481,7 @@ async fn what_is_in_flight_in_all_is_bounded() {
 async fn a_directory_that_vanishes_is_watched_again_when_it_is_back() {
     let root = tempfile::tempdir().unwrap();
     let path = root.path().join("functions");
-    let mut gateway = Gateway { instances: Instances::new(&path, known()).unwrap(), directory: root };
+    let mut gateway = Gateway { instances: Instances::new(&path).unwrap(), directory: root };
     let old = Socket::new(&path, "echo.sock");
     let _old = old.start(1, 1000);
     gateway.until_workers("echo", 1).await;
@@ -550,4 +546,23 @@ async fn an_instance_without_a_sound_page_is_dropped_and_tried_again() {
     let (_clients, mut batch) = for_echo(0..1);
     assert_eq!(gateway.hand_over(&mut batch), 1);
     echo.batch().await;
+}
+
+#[tokio::test]
+async fn instances_get_connections_by_their_weight() {
+    let mut gateway = Gateway::new();
+    let sockets = ["echo@large.sock", "echo@small.sock"].map(|name| gateway.socket(name));
+    let [mut large, mut small] = [&sockets[0], &sockets[1]].map(|socket| socket.start(1, 1000));
+    gateway.until_workers("echo", 2).await;
+    for (weight, shares) in [(4, [40, 10]), (1, [25, 25])] {
+        let weights = BTreeMap::from([("large".to_owned(), weight)]);
+        gateway.instances.set_weights([("echo".parse().unwrap(), weights)].into());
+        gateway.until_workers("echo", 2).await;
+        // Those of one round are compared by what was assigned.
+        let (_clients, mut waiting) = for_echo(0..50);
+        assert_eq!(gateway.hand_over(&mut waiting), 50);
+        let got = [large.arrivals(shares[0] - 1).await.len(), small.arrivals(shares[1] - 1).await.len()];
+        assert!(got.iter().zip(shares).all(|(got, share)| got.abs_diff(share) <= 1), "{got:?} {shares:?}");
+        gateway.until("all to be taken", |instances| instances.in_flight() == 0).await;
+    }
 }

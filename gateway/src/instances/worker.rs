@@ -49,6 +49,15 @@ pub struct Load {
     pub connections: u64,
 }
 
+impl Load {
+    /// What the load is to an instance of this weight, comparable with those of others.
+    pub fn for_weight(self, weight: u32) -> Self {
+        /// Keeps one connection more or less visible at the largest weight.
+        const SCALE: u64 = 10_000;
+        Self { connections: self.connections * SCALE / u64::from(weight), ..self }
+    }
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
     Taking,

@@ -112,6 +112,18 @@ impl Kernel {
             .map_err(|source| Error::Map { map: "pm_settings", source })
     }
 
+    /// Removes routes that no connection can hold a verdict of.
+    pub fn withdraw(&mut self, routes: impl Iterator<Item = RouteKey>) {
+        for key in routes {
+            match self.routes.remove(&Shared(key)) {
+                Ok(()) | Err(MapError::KeyNotFound) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "a former route can't be removed from the kernel's table")
+                }
+            }
+        }
+    }
+
     /// What `accept4` said in place of the peer's address; `None` when it is the peer's.
     pub fn verdict_at_accept(&self, address: SocketAddr) -> Option<Verdict> {
         Verdict::from_word(address::decode(self.tag, address)?)

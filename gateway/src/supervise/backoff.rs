@@ -14,20 +14,29 @@ const SOUND_LIFE: Duration = Duration::from_secs(10);
 #[derive(Default)]
 pub struct Backoff {
     failures: u32,
+    /// More failures than this are not followed by a start.
+    limit: Option<u32>,
 }
 
 impl Backoff {
-    /// The wait after a life of this length.
-    pub fn next(&mut self, lived: Duration) -> Duration {
+    pub fn new(limit: Option<u32>) -> Self {
+        Self { failures: 0, limit }
+    }
+
+    /// The wait after a life of this length; `None` when there were too many such lives.
+    pub fn next(&mut self, lived: Duration) -> Option<Duration> {
         if lived >= SOUND_LIFE {
             self.failures = 0;
+        }
+        if self.limit.is_some_and(|limit| self.failures >= limit) {
+            return None;
         }
         let wait = match self.failures.checked_sub(1) {
             None => Duration::ZERO,
             Some(doublings) => FIRST.saturating_mul(1 << doublings.min(u32::BITS - 1)).min(LONGEST),
         };
         self.failures = self.failures.saturating_add(1);
-        wait
+        Some(wait)
     }
 }
 
@@ -36,7 +45,7 @@ mod tests {
     use super::*;
 
     fn waits_ms(backoff: &mut Backoff, lived: Duration, count: usize) -> Vec<u128> {
-        (0..count).map(|_| backoff.next(lived).as_millis()).collect()
+        (0..count).map(|_| backoff.next(lived).unwrap().as_millis()).collect()
     }
 
     #[test]
@@ -58,7 +67,16 @@ mod tests {
 
     #[test]
     fn failures_never_overflow() {
-        let mut backoff = Backoff { failures: u32::MAX };
+        let mut backoff = Backoff { failures: u32::MAX, limit: None };
         assert_eq!(waits_ms(&mut backoff, Duration::ZERO, 2), [5000, 5000]);
+    }
+
+    #[test]
+    fn the_limit_counts_failures_in_a_row() {
+        let mut backoff = Backoff::new(Some(2));
+        assert_eq!(waits_ms(&mut backoff, Duration::ZERO, 2), [0, 100]);
+        assert_eq!(backoff.next(Duration::ZERO), None);
+        assert_eq!(backoff.next(SOUND_LIFE), Some(Duration::ZERO));
+        assert_eq!(Backoff::new(Some(0)).next(Duration::ZERO), None);
     }
 }

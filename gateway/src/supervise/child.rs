@@ -46,16 +46,23 @@ pub struct Life {
 }
 
 impl Child {
-    /// Starts the program, with the listening socket and the program's files as descriptors from 3 on.
+    /// Starts the program, with the listening socket and the program's files as descriptors from 3 on, in the cgroup
+    /// whose `cgroup.procs` is given. What it writes is logged under the label.
     ///
     /// The process is killed when the calling thread ends (PR_SET_PDEATHSIG): that must be the supervisor's main
     /// thread. Must be called within a runtime.
-    pub fn spawn(program: &Program, socket: BorrowedFd<'_>, log: Log) -> io::Result<Self> {
+    pub fn spawn(
+        program: &Program,
+        label: &str,
+        socket: BorrowedFd<'_>,
+        cgroup: Option<BorrowedFd<'_>>,
+        log: Log,
+    ) -> io::Result<Self> {
         let files = program.open_files()?;
         let names = [POOL].into_iter().chain(program.files.iter().map(|&(name, _)| name));
         let passed = Passed::new(socket, files.iter().map(File::as_fd))?;
         let (reader, writer) = pipe()?;
-        let output = Output::new(reader, program.name, log)?;
+        let output = Output::new(reader, label, log)?;
 
         let mut command = Command::new(&program.executable);
         command
@@ -71,7 +78,12 @@ impl Child {
             .stderr(writer)
             // Its own, so that a terminal's Ctrl-C reaches the supervisor alone, which ends all in order.
             .process_group(0);
-        let setup = Setup { passed, user: program.user.clone(), supervisor: process::id() };
+        let setup = Setup {
+            cgroup: cgroup.map(|cgroup| cgroup.try_clone_to_owned()).transpose()?,
+            passed,
+            user: program.user.clone(),
+            supervisor: process::id(),
+        };
         // SAFETY: in a forked process only async-signal-safe calls are allowed before exec; `Setup::apply` makes
         // system calls alone, on values that were made before.
         unsafe { command.pre_exec(move || setup.apply()) };

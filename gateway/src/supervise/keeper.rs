@@ -1,16 +1,26 @@
-//! Keeps one function running until it is told to stop it.
-use std::{io, time::Duration};
+//! Keeps one instance of a function running until it is told to stop it.
+use std::{io, sync::Arc, time::Duration};
 
-use common::FunctionName;
-use tokio::{sync::watch, time::sleep};
+use handoff::{FromInstance, GatewayEnd};
+use tokio::{
+    sync::{mpsc, watch},
+    time::sleep,
+};
 
 use super::{
     backoff::Backoff,
     child::{Child, Life},
+    memory::Bounded,
     program::Program,
     sockets::Listener,
 };
-use crate::logs::Log;
+use crate::{
+    logs::Log,
+    readable::{OwnsDescriptor, watch as watch_readable},
+};
+
+/// How soon it is tried again whether an instance is up, and how long one that hung up has to die.
+const UP_POLL: Duration = Duration::from_millis(50);
 
 /// What the supervisor wants; each one includes what stands before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,67 +30,125 @@ pub enum Order {
     Kill,
 }
 
+/// Tells instances apart; never used again.
+pub type Id = u64;
+
+/// What the supervisor hears of an instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// It takes pool connections.
+    Up(Id),
+    /// Its process has ended before that.
+    Failed(Id),
+}
+
 pub struct Keeper {
-    program: Program,
+    id: Id,
+    child: Child,
+    /// After the process that is in it.
+    bounded: Option<Bounded>,
     /// Outlives the processes, so that no pool connection is lost while none runs.
     listener: Listener,
-    child: Child,
+    program: Arc<Program>,
     log: Log,
+    events: mpsc::UnboundedSender<Event>,
 }
+
+// SAFETY: the end of a pool connection owns its descriptor and never replaces it.
+unsafe impl OwnsDescriptor for GatewayEnd {}
 
 impl Keeper {
     /// Must be called within a runtime, in the supervisor's main thread.
-    pub fn start(program: Program, listener: Listener, log: Log) -> io::Result<Self> {
-        let child = Child::spawn(&program, listener.socket(), log.clone())?;
-        tracing::debug!(function = %program.name, pid = child.pid().as_raw_pid(), "started");
-        Ok(Self { program, listener, child, log })
+    pub fn start(
+        id: Id,
+        program: Arc<Program>,
+        listener: Listener,
+        bounded: Option<Bounded>,
+        log: Log,
+        events: mpsc::UnboundedSender<Event>,
+    ) -> io::Result<Self> {
+        let child = spawn(&program, &listener, bounded.as_ref(), &log)?;
+        tracing::debug!(instance = listener.label(), pid = child.pid().as_raw_pid(), "started");
+        Ok(Self { id, child, bounded, listener, program, log, events })
     }
 
-    pub fn name(&self) -> FunctionName {
-        self.program.name
+    pub fn id(&self) -> Id {
+        self.id
+    }
+
+    pub fn label(&self) -> &str {
+        self.listener.label()
     }
 
     pub async fn keep(mut self, mut orders: watch::Receiver<Order>) {
-        let mut backoff = Backoff::default();
+        let mut backoff = Backoff::new(self.program.restart_limit);
+        let mut is_up = false;
         loop {
             tokio::select! {
                 biased;
                 () = self.child.ended() => {}
                 _ = orders.changed() => return self.stop(orders).await,
+                () = up(&self.listener), if !is_up => {
+                    is_up = true;
+                    self.tell(Event::Up(self.id));
+                    continue;
+                }
+            }
+            if !is_up {
+                self.tell(Event::Failed(self.id));
             }
             let Some(child) = self.restart(&mut backoff, &mut orders).await else { return };
             self.child = child;
         }
     }
 
+    fn tell(&self, event: Event) {
+        // Who is stopping hears of nothing any more.
+        let _ = self.events.send(event);
+    }
+
     /// The next process, or `None` if none is wanted.
     async fn restart(&mut self, backoff: &mut Backoff, orders: &mut watch::Receiver<Order>) -> Option<Child> {
-        let name = self.program.name;
         let mut lived = match self.child.reap() {
             Ok(Life { status, length }) => {
-                tracing::warn!(function = %name, %status, after = ?length, "ended; it is started again");
+                let instance = self.listener.label();
+                tracing::warn!(instance, %status, after = ?length, "ended; it is started again");
                 length
             }
             Err(error) => {
-                tracing::error!(function = %name, %error, "can't learn how it ended; it is started again");
+                tracing::error!(instance = self.label(), %error, "can't learn how it ended; it is started again");
                 Duration::ZERO
             }
         };
+        if self.bounded.as_mut().is_some_and(Bounded::was_exceeded) {
+            tracing::error!(
+                instance = self.label(),
+                "was killed, because it needed more than its memory_max"
+            );
+        }
+        let instance = self.listener.label();
         loop {
-            let wait = backoff.next(lived);
+            let Some(wait) = backoff.next(lived) else {
+                tracing::error!(
+                    instance,
+                    "is given up, because it failed too often; a reload starts it again"
+                );
+                self.listener.withdraw();
+                return None;
+            };
             if !wait.is_zero() {
-                tracing::info!(function = %name, ?wait, "waits before its next start");
+                tracing::info!(instance, ?wait, "waits before its next start");
                 tokio::select! {
                     () = sleep(wait) => {}
                     _ = orders.changed() => return None,
                 }
             }
-            match Child::spawn(&self.program, self.listener.socket(), self.log.clone()) {
+            match spawn(&self.program, &self.listener, self.bounded.as_ref(), &self.log) {
                 Ok(child) => {
-                    tracing::info!(function = %name, pid = child.pid().as_raw_pid(), "runs again");
+                    tracing::info!(instance, pid = child.pid().as_raw_pid(), "runs again");
                     return Some(child);
                 }
-                Err(error) => tracing::error!(function = %name, %error, "can't be started again"),
+                Err(error) => tracing::error!(instance, %error, "can't be started again"),
             }
             lived = Duration::ZERO;
         }
@@ -100,11 +168,45 @@ impl Keeper {
                 _ = orders.changed() => {}
             }
         }
-        let name = self.program.name;
+        let instance = self.listener.label();
         match self.child.reap() {
-            Ok(Life { status, .. }) if status.success() => tracing::info!(function = %name, "stopped"),
-            Ok(Life { status, .. }) => tracing::warn!(function = %name, %status, "stopped"),
-            Err(error) => tracing::error!(function = %name, %error, "can't learn how it ended"),
+            Ok(Life { status, .. }) if status.success() => tracing::info!(instance, "stopped"),
+            Ok(Life { status, .. }) => tracing::warn!(instance, %status, "stopped"),
+            Err(error) => tracing::error!(instance, %error, "can't learn how it ended"),
+        }
+    }
+}
+
+fn spawn(program: &Program, listener: &Listener, bounded: Option<&Bounded>, log: &Log) -> io::Result<Child> {
+    let cgroup = bounded.map(Bounded::entrance);
+    Child::spawn(program, listener.label(), listener.socket(), cgroup, log.clone())
+}
+
+/// Done when the instance takes pool connections: it greets whoever connects, as it will greet the gateway.
+async fn up(listener: &Listener) {
+    loop {
+        if let Some(Ok(end)) = listener.path().map(GatewayEnd::connect)
+            && greets(end).await
+        {
+            return;
+        }
+        sleep(UP_POLL).await;
+    }
+}
+
+async fn greets(end: GatewayEnd) -> bool {
+    let Ok(end) = watch_readable(end) else { return false };
+    loop {
+        let Ok(mut ready) = end.readable().await else { return false };
+        match end.get_ref().receive() {
+            Ok(FromInstance::Hello(..)) => return true,
+            Ok(FromInstance::WouldBlock) => ready.clear_ready(),
+            Ok(FromInstance::Closed) => {
+                // It let somebody in and didn't know him, as with --gateway-uid; unless it is dying, which shows soon.
+                sleep(UP_POLL).await;
+                return true;
+            }
+            Err(_) => return false,
         }
     }
 }

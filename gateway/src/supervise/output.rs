@@ -1,11 +1,10 @@
-//! Carries what a function's process writes into the log, each line with the time and the function's name.
+//! Carries what a function's process writes into the log, each line with the time and the instance's label.
 use std::{
     convert::Infallible,
     future::pending,
     io::{self, PipeReader, Read},
 };
 
-use common::FunctionName;
 use rustix::io::ioctl_fionbio;
 use tokio::{io::unix::AsyncFd, task::yield_now};
 use tracing_subscriber::fmt::{
@@ -36,9 +35,9 @@ pub struct Output {
 
 impl Output {
     /// Must be called within a runtime.
-    pub fn new(pipe: PipeReader, name: FunctionName, log: Log) -> io::Result<Self> {
+    pub fn new(pipe: PipeReader, label: &str, log: Log) -> io::Result<Self> {
         ioctl_fionbio(&pipe, true)?;
-        let entries = Entries { name, time: String::new(), bytes: Vec::new(), log };
+        let entries = Entries { label: label.to_owned(), time: String::new(), bytes: Vec::new(), log };
         Ok(Self { pipe: watch(pipe)?, lines: Lines::new(), entries })
     }
 
@@ -72,7 +71,7 @@ impl Output {
 
 /// Makes lines into entries of the log; its buffers are used again.
 struct Entries {
-    name: FunctionName,
+    label: String,
     time: String,
     bytes: Vec<u8>,
     log: Log,
@@ -85,7 +84,7 @@ impl Entries {
         let _ = SystemTime.format_time(&mut format::Writer::new(&mut self.time));
         self.bytes.clear();
         let read = lines.read(source, |line| {
-            for part in [&self.time, " ", self.name.as_str(), SEPARATOR] {
+            for part in [&self.time, " ", self.label.as_str(), SEPARATOR] {
                 self.bytes.extend_from_slice(part.as_bytes());
             }
             append_escaped(line, &mut self.bytes);

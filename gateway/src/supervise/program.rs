@@ -1,9 +1,9 @@
 //! What is run for a function, checked before anything is started.
 use std::{
     collections::BTreeMap,
-    fs::{self, File},
+    fs::{self, File, Metadata},
     io,
-    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -13,13 +13,15 @@ use nix::libc::{O_NOCTTY, O_NONBLOCK};
 use rustix::process::geteuid;
 
 use super::user::User;
-use crate::config::{Config, Function, REFUSAL};
+use crate::config::{Bytes, Config, Function, REFUSAL};
 
 /// All that a function gets of the supervisor's environment: what finds programs, words messages, chooses log levels.
 const INHERITED: [&str; 3] = ["PATH", "LANG", "POINTSMAN_LOG"];
 
 const ANY_EXECUTE: u32 = 0o111;
 
+/// Two that are equal run the same: a file that was put in another's place, or written to, makes a difference.
+#[derive(Debug, PartialEq, Eq)]
 pub struct Program {
     pub name: FunctionName,
     pub executable: PathBuf,
@@ -28,6 +30,20 @@ pub struct Program {
     pub user: Option<User>,
     /// What is passed beside the socket, by name; opened anew for each start, so that a renewed certificate counts.
     pub files: Vec<(&'static str, PathBuf)>,
+    pub memory_max: Option<Bytes>,
+    pub restart_limit: Option<u32>,
+    /// Of the executable and the files, as they were when this was checked.
+    versions: Vec<Version>,
+}
+
+/// What changes when a file does.
+#[derive(Debug, PartialEq, Eq)]
+struct Version {
+    device: u64,
+    inode: u64,
+    bytes: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
 }
 
 impl Program {
@@ -44,12 +60,12 @@ impl Program {
         environment.push(("POINTSMAN_MOVES_TO".to_owned(), receivers));
         let anchors = config.gateway.anchors.iter().map(|path| ("anchors", path.clone()));
         let program = Self {
-            name,
-            executable: PathBuf::from(executable),
             arguments: arguments.to_vec(),
             environment,
-            user: None,
             files: files(function).into_iter().chain(anchors).collect(),
+            memory_max: function.memory_max,
+            restart_limit: function.restart_limit,
+            ..Self::bare(name, PathBuf::from(executable))
         };
         program.checked(function.user.as_deref()).map(Some)
     }
@@ -58,18 +74,34 @@ impl Program {
     pub fn of_refusal(executable: PathBuf, domains: &[String]) -> Result<Self> {
         let name = REFUSAL.parse().context("the built-in function's name")?;
         let environment = environment(name, &BTreeMap::new(), domains);
-        Self { name, executable, arguments: Vec::new(), environment, user: None, files: Vec::new() }
-            .checked(None)
+        Self { environment, ..Self::bare(name, executable) }.checked(None)
+    }
+
+    /// One that gets nothing but its socket.
+    pub fn bare(name: FunctionName, executable: PathBuf) -> Self {
+        Self {
+            name,
+            executable,
+            arguments: Vec::new(),
+            environment: Vec::new(),
+            user: None,
+            files: Vec::new(),
+            memory_max: None,
+            restart_limit: None,
+            versions: Vec::new(),
+        }
     }
 
     fn checked(mut self, user: Option<&str>) -> Result<Self> {
         let failed = format!("function {} can't be started", self.name);
-        let check = || -> Result<Option<User>> {
-            check_executable(&self.executable)?;
-            self.open_files()?;
-            User::of_function(user, geteuid())
+        let check = || -> Result<_> {
+            let mut versions = vec![check_executable(&self.executable)?];
+            for file in self.open_files()? {
+                versions.push(Version::of(&file.metadata()?));
+            }
+            Ok((versions, User::of_function(user, geteuid())?))
         };
-        self.user = check().context(failed)?;
+        (self.versions, self.user) = check().context(failed)?;
         Ok(self)
     }
 
@@ -80,6 +112,18 @@ impl Program {
             open_regular(path).map_err(|error| io::Error::new(error.kind(), unreadable(error)))
         };
         self.files.iter().map(open).collect()
+    }
+}
+
+impl Version {
+    fn of(metadata: &Metadata) -> Self {
+        Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            bytes: metadata.size(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        }
     }
 }
 
@@ -100,12 +144,12 @@ fn environment(
     inherited.chain(configured).chain(agreed.map(|(key, value)| (key.to_owned(), value))).collect()
 }
 
-fn check_executable(path: &Path) -> Result<()> {
+fn check_executable(path: &Path) -> Result<Version> {
     let shown = path.display();
     let metadata = fs::metadata(path).with_context(|| format!("its program {shown}"))?;
     ensure!(metadata.is_file(), "its program {shown} is not a file");
     ensure!(metadata.permissions().mode() & ANY_EXECUTE != 0, "its program {shown} is not executable");
-    Ok(())
+    Ok(Version::of(&metadata))
 }
 
 fn open_regular(path: &Path) -> io::Result<File> {
@@ -120,19 +164,10 @@ fn open_regular(path: &Path) -> io::Result<File> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::DEFAULT_GROUP;
 
     fn function(command: &[&str]) -> Function {
-        Function {
-            hosts: Vec::new(),
-            command: Some(command.iter().map(|word| word.to_string()).collect()),
-            certificate: None,
-            key: None,
-            user: None,
-            env: BTreeMap::new(),
-            trust_group: DEFAULT_GROUP.to_owned(),
-            moves_to: None,
-        }
+        let command = command.iter().map(|word| word.to_string()).collect();
+        Function { command: Some(command), ..Function::default() }
     }
 
     fn config(function: &Function) -> Config {
@@ -193,6 +228,33 @@ mod tests {
             prepare(&stranger).err().unwrap(),
             "function echo can't be started: there is no user no such user"
         );
+    }
+
+    #[test]
+    fn whatever_changes_makes_another_program() {
+        let folder = tempfile::tempdir().unwrap();
+        let [executable, certificate, key] = ["program", "certificate", "key"].map(|name| {
+            let path = folder.path().join(name);
+            fs::write(&path, name).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+            path
+        });
+        let mut function = function(&[executable.to_str().unwrap()]);
+        function.certificate = Some(certificate.clone());
+        function.key = Some(key);
+        let first = prepare(&function).unwrap();
+        assert_eq!(prepare(&function).unwrap(), first);
+        // As a package manager does, and as a renewed certificate comes.
+        let other = folder.path().join("other");
+        fs::copy(&executable, &other).unwrap();
+        fs::rename(&other, &executable).unwrap();
+        let second = prepare(&function).unwrap();
+        assert_ne!(second, first);
+        fs::write(&certificate, "renewed").unwrap();
+        let third = prepare(&function).unwrap();
+        assert_ne!(third, second);
+        function.env.insert("LEVEL".to_owned(), "high".to_owned());
+        assert_ne!(prepare(&function).unwrap(), third);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::{
 
 use nix::libc;
 use rustix::{
-    io::{Errno, fcntl_dupfd_cloexec},
+    io::{Errno, fcntl_dupfd_cloexec, write},
     process::{Signal, getppid, set_parent_process_death_signal},
     thread::{
         CapabilitySet, CapabilitySets, capabilities, set_capabilities, set_keep_capabilities,
@@ -20,6 +20,8 @@ use super::user::User;
 const FIRST_FD: RawFd = 3;
 
 pub struct Setup {
+    /// What bounds the process's memory, if anything does: its `cgroup.procs`.
+    pub cgroup: Option<OwnedFd>,
     pub passed: Passed,
     pub user: Option<User>,
     pub supervisor: u32,
@@ -28,6 +30,10 @@ pub struct Setup {
 impl Setup {
     /// Async-signal-safe: it makes system calls and neither allocates nor locks.
     pub fn apply(&self) -> io::Result<()> {
+        // First, while this process may, and before another descriptor takes the number.
+        if let Some(cgroup) = &self.cgroup {
+            write(cgroup, b"0")?;
+        }
         self.passed.place()?;
         match &self.user {
             Some(user) => change_to(user)?,

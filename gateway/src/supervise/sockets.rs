@@ -20,6 +20,8 @@ use rustix::{
     process::geteuid,
 };
 
+use crate::socket_name::{self, SocketName};
+
 /// The gateway's, and root's alone: functions get their sockets passed and need no way to them.
 const DIRECTORY_MODE_OF_ROOT: u32 = 0o750;
 const DIRECTORY_MODE: u32 = 0o700;
@@ -73,15 +75,32 @@ impl Directory {
         }
     }
 
-    /// A listening socket `NAME.sock`; one that a dead supervisor left is replaced.
-    pub fn listen(&self, function: FunctionName) -> Result<Listener> {
-        let name = format!("{function}.sock");
+    /// Listening sockets for a function's first instances; those that a dead supervisor left are replaced or removed.
+    pub fn listen_first(&self, function: FunctionName, instances: u16) -> Result<Vec<Listener>> {
+        let labels: Vec<_> = labels(function, instances).take(instances.into()).collect();
+        self.remove_dead(function, &labels);
+        labels.into_iter().map(|label| self.listen(label)).collect()
+    }
+
+    /// A listening socket for one more instance, of a name that nobody uses.
+    pub fn listen_next(&self, function: FunctionName, instances: u16) -> Result<Listener> {
+        let is_free = |label: &String| {
+            let found = fs::symlink_metadata(self.path.join(socket_name::of_label(label)));
+            found.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+        };
+        let free = labels(function, instances).find(is_free);
+        self.listen(free.context("all names of sockets are in use")?)
+    }
+
+    /// A listening socket `LABEL.sock`; one that a dead supervisor left is replaced.
+    fn listen(&self, label: String) -> Result<Listener> {
+        let name = socket_name::of_label(&label);
         let path = self.path.join(&name);
         self.remove_left(&name, &path)?;
         let socket = self
             .make_socket(&name, &path)
             .with_context(|| format!("the socket {} can't be made", path.display()))?;
-        let listener = Listener { socket, path: Some(path) };
+        let listener = Listener { label, socket, path: Some(path) };
         listen(&listener.socket, BACKLOG)?;
         Ok(listener)
     }
@@ -97,6 +116,24 @@ impl Directory {
             bind(&socket, &SocketAddrUnix::new(short)?)?;
         }
         Ok(socket)
+    }
+
+    /// Removes other sockets of the function at which nobody listens: a dead supervisor may have had more instances.
+    fn remove_dead(&self, function: FunctionName, wanted: &[String]) {
+        for entry in fs::read_dir(&self.path).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let Some(name) = name.to_str() else { continue };
+            if wanted.iter().any(|label| socket_name::of_label(label) == name) {
+                continue;
+            }
+            if SocketName::parse(name).is_some_and(|socket| socket.function == function)
+                && let Err(Error::Connect { source, .. }) = self.trusted.connect(name)
+                && source.kind() == io::ErrorKind::ConnectionRefused
+                && let Err(error) = fs::remove_file(entry.path())
+            {
+                tracing::warn!(path = %entry.path().display(), %error, "an old socket can't be removed");
+            }
+        }
     }
 
     /// Removes the socket at `path` if nobody listens there.
@@ -130,13 +167,30 @@ impl Drop for Directory {
     }
 }
 
-/// A function's listening socket; its path is removed with it.
+/// The names that a function's instances go by, in the order in which they are given: an only one needs no number.
+fn labels(function: FunctionName, instances: u16) -> impl Iterator<Item = String> {
+    let alone = (instances == 1).then(|| function.to_string());
+    alone.into_iter().chain((1..=u16::MAX).map(move |number| format!("{function}@{number}")))
+}
+
+/// An instance's listening socket; its path is removed with it.
 pub struct Listener {
+    label: String,
     socket: OwnedFd,
     path: Option<PathBuf>,
 }
 
 impl Listener {
+    /// What the instance goes by: `NAME` or `NAME@NUMBER`.
+    pub fn label(&self) -> &str {
+        &self.label
+    }
+
+    /// `None` when it was taken out of the directory.
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+
     pub fn socket(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
@@ -206,6 +260,10 @@ mod tests {
         "echo".parse().unwrap()
     }
 
+    fn listen(directory: &Directory) -> Result<Listener> {
+        Ok(directory.listen_first(echo(), 1)?.remove(0))
+    }
+
     fn refused<T>(result: Result<T>) -> String {
         format!("{:#}", result.err().expect("it was not refused"))
     }
@@ -219,7 +277,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("run/functions");
         let directory = Directory::open(&path).unwrap();
-        let mut listener = directory.listen(echo()).unwrap();
+        let mut listener = listen(&directory).unwrap();
         let socket = path.join("echo.sock");
         assert_eq!(mode(&path), if geteuid().is_root() { 0o750 } else { 0o700 });
         assert_eq!(mode(&socket), 0o600);
@@ -265,8 +323,44 @@ mod tests {
         let socket =
             socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
         bind(&socket, &SocketAddrUnix::new(path).unwrap()).unwrap();
-        listen(&socket, 1).unwrap();
+        rustix::net::listen(&socket, 1).unwrap();
         socket
+    }
+
+    #[test]
+    fn names_are_given_in_order_and_never_twice() {
+        let folder = tempfile::tempdir().unwrap();
+        let directory = Directory::open(folder.path()).unwrap();
+        let labels =
+            |listeners: &[Listener]| listeners.iter().map(|it| it.label().to_owned()).collect::<Vec<_>>();
+        let mut first = directory.listen_first(echo(), 1).unwrap();
+        let next = directory.listen_next(echo(), 1).unwrap();
+        assert_eq!((labels(&first), next.label()), (vec!["echo".to_owned()], "echo@1"));
+        first[0].withdraw();
+        assert_eq!(directory.listen_next(echo(), 1).unwrap().label(), "echo");
+        assert_eq!(directory.listen_next(echo(), 2).unwrap().label(), "echo@2");
+
+        let several = directory.listen_first("hello".parse().unwrap(), 3).unwrap();
+        assert_eq!(labels(&several), ["hello@1", "hello@2", "hello@3"]);
+        let somebody = foreign_listener(&folder.path().join("hello@4.sock"));
+        assert_eq!(directory.listen_next("hello".parse().unwrap(), 3).unwrap().label(), "hello@5");
+        drop(somebody);
+    }
+
+    #[test]
+    fn what_a_dead_supervisor_had_more_of_is_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["echo.sock", "echo@7.sock", "other.sock"] {
+            drop(foreign_listener(&folder.path().join(name)));
+        }
+        let alive = foreign_listener(&folder.path().join("echo@8.sock"));
+        let directory = Directory::open(folder.path()).unwrap();
+        let _listeners = directory.listen_first(echo(), 2).unwrap();
+        let mut left: Vec<_> =
+            fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["echo@1.sock", "echo@2.sock", "echo@8.sock", "other.sock"]);
+        drop(alive);
     }
 
     #[test]
@@ -275,7 +369,7 @@ mod tests {
         let path = folder.path().join("echo.sock");
         drop(foreign_listener(&path));
         let directory = Directory::open(folder.path()).unwrap();
-        let listener = directory.listen(echo()).unwrap();
+        let listener = listen(&directory).unwrap();
         GatewayEnd::connect(&path).unwrap();
         drop(listener);
         assert!(!path.exists());
@@ -288,7 +382,7 @@ mod tests {
         let dying = foreign_listener(&path);
         let dies = thread::spawn(move || drop((accept(&dying).unwrap(), dying)));
         let directory = Directory::open(folder.path()).unwrap();
-        let listener = directory.listen(echo()).unwrap();
+        let listener = listen(&directory).unwrap();
         dies.join().unwrap();
         GatewayEnd::connect(&path).unwrap();
         drop(listener);
@@ -300,7 +394,7 @@ mod tests {
         let path = folder.path().join("echo.sock");
         let directory = Directory::open(folder.path()).unwrap();
         let listener = foreign_listener(&path);
-        let refusal = refused(directory.listen(echo()));
+        let refusal = refused(listen(&directory));
         let own = format!("process {} of user {}", std::process::id(), geteuid().as_raw());
         assert!(refusal.contains("echo.sock is in use") && refusal.contains(&own), "{refusal}");
         GatewayEnd::connect(&path).unwrap();
@@ -308,12 +402,12 @@ mod tests {
         fs::remove_file(&path).unwrap();
 
         fs::write(&path, "a file").unwrap();
-        assert!(refused(directory.listen(echo())).contains("is not a socket"));
+        assert!(refused(listen(&directory)).contains("is not a socket"));
         assert_eq!(fs::read_to_string(&path).unwrap(), "a file");
         fs::remove_file(&path).unwrap();
 
         let stream = std::os::unix::net::UnixListener::bind(&path).unwrap();
-        assert!(refused(directory.listen(echo())).contains("is not ours"));
+        assert!(refused(listen(&directory)).contains("is not ours"));
         assert!(path.exists());
         drop(stream);
     }
@@ -323,7 +417,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a".repeat(100));
         let directory = Directory::open(&path).unwrap();
-        let listener = directory.listen(echo()).unwrap();
+        let listener = listen(&directory).unwrap();
         GatewayEnd::connect(&path.join("echo.sock")).unwrap();
         drop(listener);
         assert_eq!(fs::read_dir(&path).unwrap().count(), 0);

@@ -15,13 +15,24 @@ use handoff::FunctionsDirectory;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::{FdFlags, fcntl_setfd},
-    process::{Pid, PidfdFlags, Signal, WaitOptions, geteuid, kill_process, pidfd_open, waitpid},
+    net::accept,
+    process::{
+        Pid, PidfdFlags, PidfdGetfdFlags, Signal, WaitOptions, geteuid, kill_process, pidfd_getfd,
+        pidfd_open, test_kill_process, waitpid,
+    },
 };
 use tempfile::TempDir;
-use tokio::{task::JoinHandle, time::timeout};
+use tokio::{
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
 
 use super::{child::Child, user::User, *};
-use crate::logs::Logs;
+use crate::{
+    config::Bytes,
+    logs::Logs,
+    reload::{Source, SourceOptions},
+};
 
 /// What is waited for comes at once, or the test has failed.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -33,18 +44,56 @@ struct Running {
     folder: TempDir,
     said: Said,
     stop: mpsc::Sender<()>,
+    change: mpsc::Sender<Vec<Wanted>>,
     ended: JoinHandle<()>,
 }
 
 impl Running {
     async fn start(programs: Vec<Program>) -> Self {
+        Self::start_wanted(programs.into_iter().map(|program| wanted_once(program, 1)).collect()).await
+    }
+
+    /// Refusal, and one function that may have several instances.
+    async fn start_function(program: Program, instances: u16) -> Self {
+        Self::start_wanted(vec![wanted_once(script("refusal", SLEEP), 1), wanted_once(program, instances)])
+            .await
+    }
+
+    async fn start_wanted(wanted: Vec<Wanted>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (logs, said) = logs();
         let directory = Directory::open(&folder.path().join("functions")).unwrap();
-        let supervisor = Supervisor::start(directory, programs, &logs.log()).unwrap();
+        let supervisor = Supervisor::start(directory, wanted, &logs.log()).unwrap();
         let (stop, requests) = mpsc::channel(1);
-        let ended = tokio::spawn(supervisor.run(requests));
-        Self { folder, said, stop, ended }
+        let (change, changes) = mpsc::channel(1);
+        let ended = tokio::spawn(supervisor.run(requests, changes));
+        Self { folder, said, stop, change, ended }
+    }
+
+    async fn change(&self, function: Option<(Program, u16)>) {
+        let refusal = wanted_once(script("refusal", SLEEP), 1);
+        let function = function.map(|(program, instances)| wanted_once(program, instances));
+        self.change.send([refusal].into_iter().chain(function).collect()).await.unwrap();
+    }
+
+    /// The function's sockets, refusal's not included.
+    fn listed(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.sockets()).unwrap();
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.retain(|name| name != "refusal.sock");
+        names.sort();
+        names
+    }
+
+    async fn until_listed(&self, names: &[&str]) {
+        let listed = async {
+            while self.listed() != names {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let done = timeout(DEADLINE, listed).await;
+        assert!(done.is_ok(), "{:?} instead of {names:?}", self.listed());
     }
 
     fn sockets(&self) -> PathBuf {
@@ -119,14 +168,22 @@ fn logs() -> (Logs, Said) {
 
 /// A shell script, as the user that a function is run as.
 fn script(name: &str, text: &str) -> Program {
-    Program {
-        name: name.parse().unwrap(),
-        executable: PathBuf::from("/bin/sh"),
-        arguments: vec!["-c".to_owned(), text.to_owned()],
-        environment: vec![("PATH".to_owned(), "/usr/bin:/bin".to_owned())],
-        user: User::of_function(None, geteuid()).unwrap(),
-        files: Vec::new(),
-    }
+    let mut program = Program::bare(name.parse().unwrap(), PathBuf::from("/bin/sh"));
+    program.arguments = vec!["-c".to_owned(), text.to_owned()];
+    program.environment = vec![("PATH".to_owned(), "/usr/bin:/bin".to_owned())];
+    program.user = User::of_function(None, geteuid()).unwrap();
+    program
+}
+
+fn wanted_once(program: Program, instances: u16) -> Wanted {
+    Wanted { program: Arc::new(program), instances }
+}
+
+/// Lets the first one in who connects to the process's socket and closes at once: as good as a greeting.
+async fn let_one_in(pid: Pid) {
+    let socket = pidfd_getfd(watch_end(pid), 3, PidfdGetfdFlags::empty()).unwrap();
+    let accepting = tokio::task::spawn_blocking(move || drop(accept(&socket).unwrap()));
+    timeout(DEADLINE, accepting).await.expect("nobody connects").unwrap();
 }
 
 fn watch_end(pid: Pid) -> OwnedFd {
@@ -140,10 +197,18 @@ fn assert_ends(end: &OwnedFd) {
     assert_eq!(ended, 1, "the process lives on");
 }
 
+/// The same while the supervisor is at work.
+async fn until_ended(ends: &[OwnedFd]) {
+    let ends: Vec<_> = ends.iter().map(|end| end.try_clone().unwrap()).collect();
+    tokio::task::spawn_blocking(move || ends.iter().for_each(assert_ends)).await.unwrap();
+}
+
 /// The inode of the listening socket at a path.
 fn inode_of(path: &Path) -> String {
     let sockets = fs::read_to_string("/proc/net/unix").unwrap();
-    let line = sockets.lines().find(|line| line.ends_with(path.to_str().unwrap())).unwrap();
+    // Connections that wait to be accepted have the same path.
+    let listens = |line: &&str| line.split_whitespace().nth(3) == Some("00010000");
+    let line = sockets.lines().filter(listens).find(|line| line.ends_with(path.to_str().unwrap())).unwrap();
     line.split_whitespace().nth(6).unwrap().to_owned()
 }
 
@@ -346,13 +411,13 @@ async fn the_deadline_ends_what_does_not_want_to() {
     let folder = tempfile::tempdir().unwrap();
     let directory = Directory::open(folder.path()).unwrap();
     let (logs, mut said) = logs();
-    let echo = script("echo", "trap '' TERM; echo pid $$; exec sleep 1000");
-    let listener = directory.listen(echo.name).unwrap();
-    let mut group = Group::of([Keeper::start(echo, listener, logs.log()).unwrap()].into_iter());
+    let programs = [script("refusal", SLEEP), script("echo", "trap '' TERM; echo pid $$; exec sleep 1000")];
+    let wanted = programs.map(|program| wanted_once(program, 1)).into();
+    let mut supervisor = Supervisor::start(directory, wanted, &logs.log()).unwrap();
     let end = watch_end(pid(&said.after("echo | pid ").await));
     let (_open, mut requests) = mpsc::channel(1);
-    let stopped = timeout(DEADLINE, group.stop(Instant::now(), &mut requests)).await;
-    assert_eq!(stopped, Ok(false));
+    let hurried = timeout(DEADLINE, supervisor.end(Group::Functions, Instant::now(), &mut requests)).await;
+    assert_eq!(hurried, Ok(false));
     assert_ends(&end);
 }
 
@@ -379,11 +444,11 @@ async fn all_start_or_none_does() {
     fs::set_permissions(&broken, fs::Permissions::from_mode(0o755)).unwrap();
     let (logs, mut said) = logs();
     let log = logs.log();
-    let programs = vec![
-        script("refusal", "echo pid $$; exec sleep 1000"),
-        Program { executable: broken.clone(), ..script("echo", "") },
-    ];
-    let failure = Supervisor::start(directory, programs, &logs.log()).err().unwrap();
+    let mut echo = script("echo", "");
+    echo.executable = broken.clone();
+    let programs = [script("refusal", "echo pid $$; exec sleep 1000"), echo];
+    let wanted = programs.map(|program| wanted_once(program, 1)).into();
+    let failure = Supervisor::start(directory, wanted, &logs.log()).err().unwrap();
     let failure = format!("{failure:#}");
     let expected = format!("function echo can't be started: {}: No such file or directory", broken.display());
     assert!(failure.starts_with(&expected), "{failure}");
@@ -406,8 +471,9 @@ fn functions_die_with_the_thread_that_started_them() {
         let runtime = runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let _context = runtime.enter();
         let folder = tempfile::tempdir().unwrap();
-        let listener = Directory::open(folder.path()).unwrap().listen("echo".parse().unwrap()).unwrap();
-        let child = Child::spawn(&script("echo", SLEEP), listener.socket(), log).unwrap();
+        let directory = Directory::open(folder.path()).unwrap();
+        let listener = directory.listen_first("echo".parse().unwrap(), 1).unwrap().remove(0);
+        let child = Child::spawn(&script("echo", SLEEP), "echo", listener.socket(), None, log).unwrap();
         let pid = child.pid();
         // As if the supervisor were killed: its end does nothing more.
         mem::forget(child);
@@ -424,15 +490,134 @@ fn what_the_configuration_has_no_command_for_is_left_to_others() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("pointsman.toml");
     fs::write(&file, "[functions.own]\ncommand = [\"/bin/sh\"]\n[functions.others]\n").unwrap();
-    let config = Config::load(Some(&file)).unwrap();
+    let source = Source::new(SourceOptions { config: Some(file), watch: false }, |_| ());
+    let config = source.read().unwrap();
     let names = |refusal: &str| {
         let options = Options { refusal: Some(refusal.into()) };
-        let programs = programs(&config, &options).map_err(|error| format!("{error:#}"))?;
-        Ok::<_, String>(programs.iter().map(|program| program.name.to_string()).collect::<Vec<_>>())
+        let wanted = wanted(&config, &options).map_err(|error| format!("{error:#}"))?;
+        Ok::<_, String>(wanted.iter().map(|wanted| wanted.program.name.to_string()).collect::<Vec<_>>())
     };
     assert_eq!(names("/bin/sh").unwrap(), ["refusal", "own"]);
     assert_eq!(
         names("/nowhere/refusal").unwrap_err(),
         "function refusal can't be started: its program /nowhere/refusal: No such file or directory (os error 2)"
     );
+}
+
+#[tokio::test]
+async fn each_instance_has_its_own_socket_and_its_own_name_in_the_log() {
+    let text = "echo socket $(readlink /proc/$$/fd/3); exec sleep 1000";
+    let mut running = Running::start_function(script("echo", text), 2).await;
+    let said = running.said.after_each(["echo@1 | socket ", "echo@2 | socket "]).await;
+    assert_eq!(running.listed(), ["echo@1.sock", "echo@2.sock"]);
+    let inodes = ["echo@1.sock", "echo@2.sock"].map(|name| inode_of(&running.sockets().join(name)));
+    assert_eq!(said, inodes.map(|inode| format!("socket:[{inode}]")));
+    running.stop().await;
+    running.ended().await;
+}
+
+#[tokio::test]
+async fn the_number_of_instances_changes_without_a_new_start_of_the_others() {
+    let program = || script("echo", "echo pid $$; exec sleep 1000");
+    let mut running = Running::start_function(program(), 1).await;
+    let first = pid(&running.said.after("echo | pid ").await);
+    running.change(Some((program(), 3))).await;
+    let more = running.said.after_each(["echo@1 | pid ", "echo@2 | pid "]).await.map(|said| pid(&said));
+    assert_eq!(running.listed(), ["echo.sock", "echo@1.sock", "echo@2.sock"]);
+    let ends = more.map(watch_end);
+    running.change(Some((program(), 1))).await;
+    until_ended(&ends).await;
+    running.until_listed(&["echo.sock"]).await;
+    assert!(test_kill_process(first).is_ok());
+    running.stop().await;
+    running.ended().await;
+}
+
+#[tokio::test]
+async fn a_changed_function_takes_over_when_it_is_up() {
+    let mut running = Running::start_function(script("echo", "echo old $$; exec sleep 1000"), 1).await;
+    let old = watch_end(pid(&running.said.after("echo | old ").await));
+    running.change(Some((script("echo", "echo new $$; exec sleep 1000"), 2))).await;
+    let new = running.said.after_each(["echo@1 | new ", "echo@2 | new "]).await.map(|said| pid(&said));
+    let_one_in(new[0]).await;
+    assert_eq!(running.listed(), ["echo.sock", "echo@1.sock", "echo@2.sock"], "one of two is up");
+    let_one_in(new[1]).await;
+    until_ended(&[old]).await;
+    running.until_listed(&["echo@1.sock", "echo@2.sock"]).await;
+    assert!(new.iter().all(|pid| test_kill_process(*pid).is_ok()));
+
+    // The same once more changes nothing; none at all lets it go.
+    running.change(Some((script("echo", "echo new $$; exec sleep 1000"), 2))).await;
+    let ends = new.map(watch_end);
+    running.change(None).await;
+    until_ended(&ends).await;
+    running.until_listed(&[]).await;
+    running.change(Some((script("echo", "echo again $$; exec sleep 1000"), 1))).await;
+    pid(&running.said.after("echo | again ").await);
+    running.stop().await;
+    running.ended().await;
+}
+
+#[tokio::test]
+async fn a_changed_function_that_can_not_run_leaves_the_old_one() {
+    let mut running = Running::start_function(script("echo", "echo old $$; exec sleep 1000"), 1).await;
+    let old = pid(&running.said.after("echo | old ").await);
+    running.change(Some((script("echo", "echo broken; exit 1"), 1))).await;
+    running.said.after("echo@1 | broken").await;
+    running.until_listed(&["echo.sock"]).await;
+    let mut missing = script("echo", "");
+    missing.executable = PathBuf::from("/nowhere/echo");
+    running.change(Some((missing, 1))).await;
+    running.change(Some((script("echo", "echo new $$; exec sleep 1000"), 1))).await;
+    let new = pid(&running.said.after("echo@1 | new ").await);
+    assert!(test_kill_process(old).is_ok());
+    let old = watch_end(old);
+    let_one_in(new).await;
+    until_ended(&[old]).await;
+    running.stop().await;
+    running.ended().await;
+}
+
+#[tokio::test]
+async fn who_fails_too_often_is_given_up_until_the_next_reload() {
+    let failing = |text: &str| {
+        let mut program = script("echo", text);
+        program.restart_limit = Some(2);
+        program
+    };
+    let mut running = Running::start_function(failing("echo begins; exit 1"), 1).await;
+    for _ in 0..3 {
+        running.said.after("echo | begins").await;
+    }
+    running.until_listed(&[]).await;
+    running.change(Some((failing("echo begins; exit 1"), 1))).await;
+    running.said.after("echo | begins").await;
+    running.stop().await;
+    running.ended().await;
+}
+
+#[tokio::test]
+async fn who_needs_more_memory_than_it_may_is_killed_and_runs_again() {
+    let mut greedy = script(
+        "echo",
+        "echo begins; hoard=$(head -c 200000000 /dev/zero | tr '\\0' x); echo has it; exec sleep 1000",
+    );
+    greedy.memory_max = Some(Bytes(32 << 20));
+    let mut running = Running::start_function(greedy, 1).await;
+    for _ in 0..2 {
+        assert_eq!(running.said.after("echo | ").await, "begins");
+    }
+    running.stop().await;
+    running.stop().await;
+    running.ended().await;
+
+    let mut modest = script(
+        "echo",
+        "echo begins; hoard=$(head -c 2000000 /dev/zero | tr '\\0' x); echo has it; exec sleep 1000",
+    );
+    modest.memory_max = Some(Bytes(64 << 20));
+    let mut running = Running::start_function(modest, 1).await;
+    running.said.after("echo | has it").await;
+    running.stop().await;
+    running.ended().await;
 }
