@@ -3,11 +3,13 @@
 pub mod authority;
 pub mod bpf;
 pub mod cgroup;
+pub mod configuration;
 pub mod corpus;
 pub mod crowd;
 pub mod hello;
 pub mod http;
 pub mod leftovers;
+pub mod load;
 pub mod mangle;
 pub mod net;
 pub mod oracle;

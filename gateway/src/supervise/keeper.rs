@@ -1,7 +1,7 @@
 //! Keeps one instance of a function running until it is told to stop it.
 use std::{io, sync::Arc, time::Duration};
 
-use handoff::{FromInstance, GatewayEnd};
+use handoff::{GatewayEnd, Greeting};
 use tokio::{
     sync::{mpsc, watch},
     time::sleep,
@@ -198,10 +198,10 @@ async fn greets(end: GatewayEnd) -> bool {
     let Ok(end) = watch_readable(end) else { return false };
     loop {
         let Ok(mut ready) = end.readable().await else { return false };
-        match end.get_ref().receive() {
-            Ok(FromInstance::Hello(..)) => return true,
-            Ok(FromInstance::WouldBlock) => ready.clear_ready(),
-            Ok(FromInstance::Closed) => {
+        match end.get_ref().receive_hello() {
+            Ok(Greeting::Hello(..)) => return true,
+            Ok(Greeting::WouldBlock) => ready.clear_ready(),
+            Ok(Greeting::Closed) => {
                 // It let somebody in and didn't know him, as with --gateway-uid; unless it is dying, which shows soon.
                 sleep(UP_POLL).await;
                 return true;

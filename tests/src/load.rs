@@ -1,0 +1,105 @@
+//! Clients that ask without a pause while something is changed, and an account of every request that failed.
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread::{self, JoinHandle},
+};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{
+    probe::answerer,
+    stack::{AddressBook, host},
+    wire::Client,
+};
+
+/// How a client treats its connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Manner {
+    /// Each request on a connection of its own.
+    New,
+    /// As many requests on a connection as the function allows.
+    KeepAlive,
+}
+
+/// Clients of one function, over HTTP and TLS, at work until they are stopped.
+pub struct Load {
+    clients: Vec<JoinHandle<Result<()>>>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    stop: AtomicBool,
+    answers: AtomicUsize,
+}
+
+impl Load {
+    /// Must be called in the thread whose network namespace the stack is in.
+    pub fn start(stack: &AddressBook, function: &str) -> Self {
+        let shared = Arc::new(Shared::default());
+        let mut clients = Vec::new();
+        for manner in [Manner::New, Manner::KeepAlive] {
+            for secure in [false, true] {
+                let (stack, function, shared) = (stack.clone(), function.to_owned(), Arc::clone(&shared));
+                clients.push(thread::spawn(move || {
+                    ask(&stack, &function, manner, secure, &shared).with_context(|| {
+                        format!("{function}, {manner:?}, {}", if secure { "TLS" } else { "HTTP" })
+                    })
+                }));
+            }
+        }
+        Self { clients, shared }
+    }
+
+    /// The requests that were answered until now.
+    pub fn answers(&self) -> usize {
+        self.shared.answers.load(Ordering::Relaxed)
+    }
+
+    /// Waits until each kind of client had the time for some more requests.
+    pub fn wait_for_more(&self) {
+        let before = self.answers();
+        crate::eventually("requests to be answered", || {
+            let failed = self.clients.iter().any(JoinHandle::is_finished);
+            (failed || self.answers() >= before + 40).then_some(())
+        });
+    }
+
+    /// Fails with the first request that did.
+    pub fn stop(self) -> Result<()> {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        for client in self.clients {
+            client.join().expect("a client panicked")?;
+        }
+        ensure!(self.shared.answers.load(Ordering::Relaxed) > 0, "nobody asked");
+        Ok(())
+    }
+}
+
+fn ask(stack: &AddressBook, function: &str, manner: Manner, secure: bool, shared: &Shared) -> Result<()> {
+    let mut kept: Option<(Client, usize)> = None;
+    while !shared.stop.load(Ordering::Relaxed) {
+        let (mut client, answered) = match kept.take() {
+            Some(kept) => kept,
+            None if secure => (stack.tls_client(function).context("a new session")?, 0),
+            None => (stack.client()?, 0),
+        };
+        let target = if secure { "/".to_owned() } else { format!("/function/{function}") };
+        let answer = client
+            .request("GET", &target, &host(function), None)
+            .with_context(|| format!("after {answered} answers on this connection"))?;
+        ensure!(answer.status() == 200 && answerer(&answer).is_some(), "{answer:?}");
+        shared.answers.fetch_add(1, Ordering::Relaxed);
+        if manner == Manner::KeepAlive {
+            if answer.head.field("connection") == Some("close") {
+                client.expect_close()?;
+            } else {
+                kept = Some((client, answered + 1));
+            }
+        }
+    }
+    Ok(())
+}
