@@ -1,5 +1,6 @@
 //! Compiles the BPF programs of `gateway-ebpf` into `$OUT_DIR/gateway-ebpf`.
 
+use std::hash::{DefaultHasher, Hasher as _};
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
@@ -47,7 +48,17 @@ fn main() -> Result<()> {
     aya_build::build_ebpf(
         [aya_build::Package { name: "gateway-ebpf", root_dir: &root_dir, ..Default::default() }],
         aya_build::Toolchain::Custom(toolchain),
-    )
+    )?;
+    println!("cargo:rustc-env=POINTSMAN_OBJECT_ID={:016x}", object_id()?);
+    Ok(())
+}
+
+/// Tells objects apart on one machine, between two boots; nobody gains by making two that are equal.
+fn object_id() -> Result<u64> {
+    let object = Path::new(&env::var_os("OUT_DIR").context("OUT_DIR")?).join("gateway-ebpf");
+    let mut hasher = DefaultHasher::new();
+    hasher.write(&fs::read(&object).with_context(|| object.display().to_string())?);
+    Ok(hasher.finish())
 }
 
 fn cache() -> Result<PathBuf> {

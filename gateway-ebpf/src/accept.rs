@@ -1,6 +1,6 @@
 //! The accept hook: gives `accept4` the verdict in place of the peer's address.
 use aya_ebpf::{
-    EbpfContext as _, Global,
+    EbpfContext as _,
     bindings::bpf_sock_addr,
     cty::c_int,
     helpers::{bpf_get_socket_cookie, bpf_setsockopt},
@@ -13,11 +13,7 @@ use common::{
     verdict::address,
 };
 
-use crate::maps::{CONNECTIONS, count};
-
-/// Tells this gateway's addresses from those that another one's programs write.
-#[unsafe(no_mangle)]
-static TAG: Global<u32> = Global::new(0);
+use crate::maps::{CONNECTIONS, SETTINGS, count};
 
 /// The value that lets the kernel go on as without the hook; no other is allowed here.
 const PROCEED: i32 = 1;
@@ -28,7 +24,7 @@ const SO_RCVLOWAT: c_int = 18;
 #[cgroup_sock_addr(getpeername4)]
 pub fn pm_peername4(ctx: SockAddrContext) -> i32 {
     if let Some(word) = verdict(&ctx) {
-        let (ip, port) = address::encode_v4(TAG.load(), word);
+        let (ip, port) = address::encode_v4(tag(), word);
         // SAFETY: the context is valid and this hook may write these fields.
         unsafe {
             (*ctx.sock_addr).user_ip4 = ip.to_be();
@@ -41,7 +37,7 @@ pub fn pm_peername4(ctx: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(getpeername6)]
 pub fn pm_peername6(ctx: SockAddrContext) -> i32 {
     if let Some(word) = verdict(&ctx) {
-        let (first, last) = address::encode_v6(TAG.load(), word);
+        let (first, last) = address::encode_v6(tag(), word);
         let addr: *mut bpf_sock_addr = ctx.sock_addr;
         // SAFETY: as above.
         unsafe {
@@ -78,6 +74,12 @@ fn verdict(ctx: &SockAddrContext) -> Option<u32> {
         count(Counter::Late);
     }
     Some(word)
+}
+
+/// Tells this gateway's addresses from those that another one's programs write.
+#[inline(always)]
+fn tag() -> u32 {
+    SETTINGS.get(0).map_or(0, |settings| u32::from(settings.tag))
 }
 
 /// Setting SO_RCVLOWAT calls the socket's data_ready, which is what hands waiting segments to the verdict program.

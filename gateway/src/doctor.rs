@@ -1,7 +1,7 @@
 //! `pointsman doctor`: what this host has and lacks, what each is for, and the remedy.
 use std::{fmt, process::ExitCode};
 
-use crate::mode::{self, Chain};
+use crate::mode::{self, Chain, Proven, SelfTest};
 
 mod facts;
 mod host;
@@ -38,15 +38,18 @@ pub enum Outcome {
 }
 
 /// Prints every check; fails when the gateway can't run here at all.
-pub fn run() -> ExitCode {
+pub fn run(self_test: SelfTest) -> ExitCode {
     let mut checks = host::checks();
-    let self_test = mode::prove();
+    let self_test = mode::prove(self_test);
     checks.push(Check {
         name: "self-test",
         purpose: "the proof, on a real connection, that this kernel delivers exact bytes and verdicts at accept",
         need: Need::KernelPath,
         outcome: match &self_test {
-            Ok(()) => Outcome::Present("passed".to_owned()),
+            Ok(Proven::Now) => Outcome::Present("passed now".to_owned()),
+            Ok(Proven::Before) => Outcome::Present(
+                "passed before, since this host was booted; --self-test runs it again".to_owned(),
+            ),
             Err(unfit) => Outcome::Absent {
                 found: Chain(unfit).to_string(),
                 remedy: "see what is missing above; until then `--verdict peek` (or auto) serves in user space".to_owned(),
@@ -60,7 +63,7 @@ pub fn run() -> ExitCode {
     let broken = checks.iter().any(|check| check.need == Need::Always && check.is_absent());
     match (&self_test, broken) {
         (_, true) => println!("The gateway can't run here: see what is missing above."),
-        (Ok(()), _) => println!("The gateway will take its verdicts from the kernel (sockmap)."),
+        (Ok(_), _) => println!("The gateway will take its verdicts from the kernel (sockmap)."),
         (Err(_), _) => println!("The gateway will take its verdicts from user space (peek)."),
     }
     if broken { ExitCode::FAILURE } else { ExitCode::SUCCESS }

@@ -30,6 +30,7 @@ use crate::{
     readable::{OwnsDescriptor, readable, watch},
     reload::Following,
     routes::{Generations, Routes},
+    signals::Signals,
 };
 
 /// One turn accepts at most this many, so that late verdicts and deadlines get their turn under load.
@@ -46,6 +47,13 @@ const ROUTES_MARGIN: Duration = Duration::from_secs(1);
 
 /// How long accepting pauses when descriptors or memory have run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long a gateway that stops waits for what had begun: a client whose handshake was under way has sent its request by
+/// then.
+const CLOSING_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How often it looks whether all has come.
+const CLOSING_POLL: Duration = Duration::from_millis(10);
 
 pub struct Parts {
     pub http: Socket,
@@ -78,12 +86,14 @@ pub struct Gateway {
     unplaced: VecDeque<Ready>,
     paused_until: Option<Instant>,
     not_enrolled_was_said: bool,
+    /// Until when what is under way may still arrive, once the gateway was told to stop.
+    closes_at: Option<Instant>,
     next_id: u64,
     counters: Counters,
 }
 
 enum Wake {
-    Stop,
+    Signal,
     Reload,
     Accept(Protocol),
     Events,
@@ -111,17 +121,19 @@ impl Gateway {
             unplaced: VecDeque::new(),
             paused_until: None,
             not_enrolled_was_said: false,
+            closes_at: None,
             next_id: 0,
             counters: Counters::default(),
         })
     }
 
-    /// Serves until `stop` is done, then gives back the kernel path, whose connections may outlive the gateway.
-    pub async fn run(mut self, stop: impl Future<Output = ()>) -> Option<Sockmap> {
-        tokio::pin!(stop);
+    /// Serves until a signal comes, and what is under way then until the next one; then gives back the kernel path, whose
+    /// connections may outlive the gateway.
+    pub async fn run(mut self, signals: &mut Signals) -> Option<Sockmap> {
         loop {
-            match self.wake(&mut stop).await {
-                Wake::Stop => break,
+            match self.wake(signals).await {
+                Wake::Signal if self.closes_at.is_some() => break,
+                Wake::Signal => self.close(),
                 Wake::Reload => self.reload(Instant::now()),
                 Wake::Accept(protocol) => self.accept(protocol),
                 Wake::Events => self.take_events(),
@@ -133,19 +145,42 @@ impl Gateway {
                 Wake::Timer => self.expire(Instant::now()),
             }
             self.hand_over();
+            if self.is_done() {
+                break;
+            }
         }
         self.refuse_all_held();
         self.counters.log();
         self.sockmap.map(|events| events.into_inner().0)
     }
 
-    async fn wake(&mut self, stop: &mut (impl Future<Output = ()> + Unpin)) -> Wake {
+    /// Lets no further connection begin; those that have begun are served as ever.
+    fn close(&mut self) {
+        for listener in [&self.http, &self.https] {
+            if let Err(error) = listener::stop_listening(listener.get_ref()) {
+                tracing::warn!(%error, "connections that come until the gateway has stopped are reset");
+            }
+        }
+        self.closes_at = Some(Instant::now() + CLOSING_PATIENCE);
+    }
+
+    fn is_done(&self) -> bool {
+        let Some(closes_at) = self.closes_at else { return false };
+        let is_idle = || {
+            self.pending.is_empty()
+                && self.unplaced.is_empty()
+                && [&self.http, &self.https].iter().all(|listener| is_quiet(listener.get_ref()))
+        };
+        Instant::now() >= closes_at || is_idle()
+    }
+
+    async fn wake(&mut self, signals: &mut Signals) -> Wake {
         let accepting = self.paused_until.is_none();
         let deadline = self.next_deadline();
         tokio::select! {
             // Signals first; then what ends waiting, before more is let in.
             biased;
-            () = stop => Wake::Stop,
+            () = signals.next() => Wake::Signal,
             () = self.following.asked() => Wake::Reload,
             _ = readable(self.sockmap.as_ref()) => Wake::Events,
             _ = readable(Some(&self.waiting)) => Wake::Complete,
@@ -206,6 +241,9 @@ impl Gateway {
             match listener.try_io(Interest::READABLE, listener::accept) {
                 Ok((socket, name)) => {
                     self.counters.accepted += 1;
+                    if self.closes_at.is_some() {
+                        listener::forget_filter(&socket);
+                    }
                     let accepted = Accepted {
                         socket,
                         protocol,
@@ -457,7 +495,10 @@ impl Gateway {
     fn next_deadline(&mut self) -> Option<Instant> {
         let unplaced = self.unplaced.front().and_then(|ready| ready.wait_until);
         let routes = self.routes.next_retirement();
-        [self.pending.next_deadline(), unplaced, self.paused_until, routes].into_iter().flatten().min()
+        // Nothing announces that a handshake was given up.
+        let closing = self.closes_at.map(|closes_at| closes_at.min(Instant::now() + CLOSING_POLL));
+        let pending = self.pending.next_deadline();
+        [pending, unplaced, self.paused_until, routes, closing].into_iter().flatten().min()
     }
 
     /// At the end nobody is left without an answer.
@@ -484,6 +525,11 @@ impl AsRawFd for Events {
 
 // SAFETY: the kernel path keeps its ring for as long as it lives.
 unsafe impl OwnsDescriptor for Events {}
+
+/// Nobody waits to be accepted, or is about to.
+fn is_quiet(listener: &Socket) -> bool {
+    !listener::is_half_open(listener) && !listener::has_waiting(listener)
+}
 
 /// Descriptors or memory have run out: the listener stays readable, so only a pause helps.
 fn is_shortage(error: &io::Error) -> bool {

@@ -14,6 +14,7 @@ pub mod pending;
 pub mod readable;
 pub mod reload;
 pub mod routes;
+pub mod signals;
 pub mod socket_name;
 pub mod start;
 pub mod supervise;

@@ -11,6 +11,7 @@ use clap::{Args, Parser, Subcommand};
 use gateway::{
     config::{Config, VerdictMode},
     logs::{Log, Logs},
+    mode::SelfTest,
     reload::{Source, SourceOptions},
 };
 use tracing_subscriber::EnvFilter;
@@ -32,7 +33,7 @@ enum Command {
     /// Read the configuration, refuse it or print what it comes to.
     Check(ConfigArgs),
     /// Say what this host has and lacks for the kernel path, and how to remedy it.
-    Doctor,
+    Doctor(SelfTestArgs),
 }
 
 #[derive(Args)]
@@ -58,6 +59,21 @@ struct GatewayArgs {
     /// Deliver repeated bytes as an unguarded sockmap would, which corrupts data: for tests that must see it.
     #[arg(long, hide = true, env = "POINTSMAN_TEST_NO_TRIM", value_parser = clap::builder::FalseyValueParser::new())]
     unsafe_no_trim: bool,
+    #[command(flatten)]
+    self_test: SelfTestArgs,
+}
+
+#[derive(Args)]
+struct SelfTestArgs {
+    /// Test the kernel path even if it has passed the test since this host was booted.
+    #[arg(long)]
+    self_test: bool,
+}
+
+impl SelfTestArgs {
+    fn when(&self) -> SelfTest {
+        if self.self_test { SelfTest::Always } else { SelfTest::Once }
+    }
 }
 
 #[derive(Args)]
@@ -88,13 +104,15 @@ fn run(command: Command, log: &Log) -> Result<ExitCode> {
                 gateway.https = args.https.unwrap_or(gateway.https);
                 gateway.verdict = args.verdict.unwrap_or(gateway.verdict);
             });
-            gateway::start::run(source, !args.unsafe_no_trim)?;
+            let options =
+                gateway::start::Options { trim: !args.unsafe_no_trim, self_test: args.self_test.when() };
+            gateway::start::run(source, options)?;
         }
         Command::Supervise(args) => {
             gateway::supervise::run(Source::new(args.config, |_| ()), args.options, log)?;
         }
         Command::Check(args) => print!("{}", Config::load(args.config.as_deref())?.to_toml()),
-        Command::Doctor => return Ok(gateway::doctor::run()),
+        Command::Doctor(args) => return Ok(gateway::doctor::run(args.when())),
     }
     Ok(ExitCode::SUCCESS)
 }

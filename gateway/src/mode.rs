@@ -1,17 +1,51 @@
-//! Chooses the path to a verdict: the kernel's where it proves itself, else user space.
+//! Chooses who gives a verdict: the kernel's where it proves itself, else user space.
+use std::net::SocketAddr;
+
 use common::verdict::GENERATION_MASK;
 
 use crate::{
     config::VerdictMode,
-    kernel::{self, Cgroup, Kernel, selftest},
+    kernel::{
+        self, Cgroup, Kernel, Pins, cgroup,
+        pins::{Identity, Leftovers},
+        proof::Proof,
+        selftest,
+    },
+    listener,
     routes::Routes,
 };
 
 /// The kernel path, with what it needs to live.
 pub struct Sockmap {
-    // Before the cgroup, so that the programs are detached before it is removed.
+    // In the order of their end: the process leaves the cgroup before the pins remove it.
     pub kernel: Kernel,
     _cgroup: Cgroup,
+    pins: Option<Pins>,
+}
+
+/// What a gateway wants of its host.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted {
+    pub mode: VerdictMode,
+    pub http: SocketAddr,
+    pub https: SocketAddr,
+    /// Off only where a test has to show what trimming prevents.
+    pub trim: bool,
+    pub self_test: SelfTest,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SelfTest {
+    /// Not where it has passed before, with the same programs, since the host was booted.
+    Once,
+    Always,
+}
+
+/// When the self-test passed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proven {
+    Now,
+    Before,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -24,43 +58,177 @@ pub enum Unfit {
     Kernel(#[from] kernel::Error),
 }
 
-/// Proves the kernel path on this host and leaves nothing behind.
-pub fn prove() -> Result<(), Unfit> {
-    let cgroup = Cgroup::enter()?;
-    Ok(selftest::run(&cgroup)?)
-}
-
-/// Enters a cgroup and runs the self-test there; must precede the listeners, which belong to the cgroup that made
-/// them. `None` means user space.
-pub fn prepare(mode: VerdictMode) -> Result<Option<Cgroup>, Unfit> {
-    if mode == VerdictMode::Peek {
-        tracing::info!("verdicts come from user space, as configured");
-        return Ok(None);
+/// Proves the kernel path on this host; leaves nothing behind but the memory of it.
+pub fn prove(self_test: SelfTest) -> Result<Proven, Unfit> {
+    let proof = Proof::here();
+    if self_test == SelfTest::Once && proof.as_ref().is_some_and(Proof::holds) {
+        return Ok(Proven::Before);
     }
-    match enter_and_test() {
-        Ok(cgroup) => {
-            tracing::info!("verdicts come from the kernel: the self-test passed");
-            Ok(Some(cgroup))
+    // In a cgroup of its own, because other programs are at work in the gateway's already.
+    let cgroup = Cgroup::enter("self-test-")?;
+    match selftest::run(&cgroup) {
+        Ok(()) => {
+            proof.iter().for_each(Proof::remember);
+            Ok(Proven::Now)
         }
-        Err(unfit) if mode == VerdictMode::Auto => {
-            tracing::warn!(reason = %Chain(&unfit), "verdicts come from user space, because the kernel path is not fit here");
-            Ok(None)
+        Err(failure) => {
+            proof.iter().for_each(Proof::forget);
+            Err(failure.into())
         }
-        Err(unfit) => Err(unfit),
     }
 }
 
-fn enter_and_test() -> Result<Cgroup, Unfit> {
-    let cgroup = Cgroup::enter()?;
-    selftest::run(&cgroup)?;
-    Ok(cgroup)
+/// The cgroup that this process is in, and what is there for its programs.
+pub struct Ground {
+    adopted: Option<Kernel>,
+    cgroup: Cgroup,
+    pins: Option<Pins>,
+    /// Which later gateways can go on with the programs.
+    layout: Option<String>,
+}
+
+/// Takes the ground of the kernel path; must precede the listeners, which belong to the cgroup that made them. `None`
+/// means user space.
+pub fn prepare(wanted: &Wanted) -> Result<(Option<Ground>, Leftovers), Unfit> {
+    let identity = identity(wanted);
+    let ground = match wanted.mode {
+        VerdictMode::Peek => {
+            tracing::info!("verdicts come from user space, as configured");
+            None
+        }
+        VerdictMode::Auto => match take_ground(wanted, identity.as_ref()) {
+            Ok(ground) => Some(ground),
+            Err(unfit) => {
+                say_unfit(&unfit);
+                None
+            }
+        },
+        VerdictMode::Sockmap => Some(take_ground(wanted, identity.as_ref())?),
+    };
+    // After the adoption, or it would be removed as nobody's.
+    Ok((ground, Leftovers::collect(identity)))
+}
+
+/// Loads the programs, or goes on with those that were found. `None` means user space.
+pub fn load(
+    wanted: &Wanted,
+    ground: Option<Ground>,
+    options: &kernel::Options,
+    routes: &Routes,
+) -> Result<Option<Sockmap>, Unfit> {
+    let Some(ground) = ground else { return Ok(None) };
+    match ground.load(options, routes) {
+        Ok(sockmap) => Ok(Some(sockmap)),
+        Err(unfit) => {
+            // What was proved before does not hold any more.
+            Proof::here().iter().for_each(Proof::forget);
+            match wanted.mode {
+                VerdictMode::Auto => {
+                    say_unfit(&unfit);
+                    Ok(None)
+                }
+                _ => Err(unfit),
+            }
+        }
+    }
+}
+
+fn say_unfit(unfit: &Unfit) {
+    tracing::warn!(reason = %Chain(unfit), "verdicts come from user space, because the kernel path is not fit here");
+}
+
+fn identity(wanted: &Wanted) -> Option<Identity> {
+    let namespace = listener::network_namespace();
+    if let Err(error) = &namespace {
+        tracing::debug!(%error, "the network namespace has no cookie");
+    }
+    Some(Identity::new(wanted.http, wanted.https, namespace.ok()?))
+}
+
+fn take_ground(wanted: &Wanted, identity: Option<&Identity>) -> Result<Ground, Unfit> {
+    match prove(wanted.self_test)? {
+        Proven::Now => tracing::info!("verdicts come from the kernel: the self-test passed"),
+        Proven::Before => {
+            tracing::info!("verdicts come from the kernel: the self-test passed before, on this kernel");
+        }
+    }
+    let layout = layout(wanted);
+    if let (Some(identity), Some(layout)) = (identity, &layout)
+        && let Some(pins) = Pins::take_over(identity, layout)
+    {
+        match adopt(pins, layout) {
+            Ok(ground) => return Ok(ground),
+            Err(unfit) => {
+                tracing::info!(reason = %Chain(&unfit), "can't go on with what a killed gateway left");
+            }
+        }
+    }
+    let pins = identity.and_then(|identity| match Pins::make(identity) {
+        Ok(pins) => Some(pins),
+        Err(error) => {
+            tracing::warn!(
+                reason = %Chain(&error),
+                "the BPF programs are not pinned: if this gateway is killed, connections that depend on them may hang"
+            );
+            None
+        }
+    });
+    let cgroup = match &pins {
+        Some(pins) => Cgroup::enter_pinned(pins)?,
+        None => Cgroup::enter("")?,
+    };
+    Ok(Ground { adopted: None, cgroup, pins, layout })
+}
+
+/// A port that the kernel chooses is another one at the next start, and the programs know their ports.
+fn layout(wanted: &Wanted) -> Option<String> {
+    let (http_port, https_port) = (wanted.http.port(), wanted.https.port());
+    let fixed = http_port != 0 && https_port != 0;
+    fixed.then(|| kernel::Options { http_port, https_port, trim: wanted.trim }.layout())
+}
+
+fn adopt(pins: Pins, layout: &str) -> Result<Ground, Unfit> {
+    let cgroup = cgroup::id_for(&pins).ok_or(kernel::cgroup::Error::Gone)?;
+    let kernel = Kernel::adopt(&pins, cgroup)?;
+    tracing::info!(
+        set = %pins.path().display(),
+        connections = kernel.enrolled().len(),
+        "goes on with the BPF programs that a killed gateway left"
+    );
+    let cgroup = Cgroup::enter_pinned(&pins)?;
+    Ok(Ground { adopted: Some(kernel), cgroup, pins: Some(pins), layout: Some(layout.to_owned()) })
+}
+
+impl Ground {
+    fn load(self, options: &kernel::Options, routes: &Routes) -> Result<Sockmap, Unfit> {
+        let Self { adopted, cgroup, pins, layout } = self;
+        let mut kernel = match adopted {
+            Some(kernel) => kernel,
+            None => Kernel::load(options, &cgroup, pins.as_ref())?,
+        };
+        kernel.publish(routes.generation() & GENERATION_MASK, routes.entries())?;
+        if let (Some(pins), Some(layout)) = (&pins, &layout) {
+            pins.label_layout(layout).map_err(kernel::Error::from)?;
+        }
+        Ok(Sockmap { kernel, _cgroup: cgroup, pins })
+    }
 }
 
 impl Sockmap {
-    pub fn load(options: &kernel::Options, cgroup: Cgroup, routes: &Routes) -> Result<Self, Unfit> {
-        let mut kernel = Kernel::load(options, &cgroup)?;
-        kernel.publish(routes.generation() & GENERATION_MASK, routes.entries())?;
-        Ok(Self { kernel, _cgroup: cgroup })
+    /// Ends every connection that depends on the programs, and takes these away.
+    pub fn end(self) {
+        let Self { kernel, _cgroup: cgroup, mut pins } = self;
+        let mut ended = true;
+        for cookie in kernel.enrolled() {
+            if let Err(error) = kernel.destroy(cookie) {
+                ended = false;
+                tracing::warn!(%error, "can't end a connection that depends on the BPF programs");
+            }
+        }
+        if ended {
+            pins.iter_mut().for_each(Pins::give_up);
+        }
+        drop((kernel, cgroup, pins));
     }
 
     /// Takes new verdicts from these routes, or goes on with the former ones.

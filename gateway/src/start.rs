@@ -1,5 +1,10 @@
 //! Puts a gateway together from its configuration, and takes it apart at the end.
-use std::{io, net::SocketAddr, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    pin::{Pin, pin},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 use nix::{
@@ -12,17 +17,18 @@ use nix::{
 use socket2::Socket;
 use tokio::{
     runtime,
-    signal::unix::{SignalKind, signal},
-    time::{Instant, sleep},
+    time::{Instant, sleep, sleep_until},
 };
 
 use crate::{
     gateway::{Gateway, Parts},
     instances::Instances,
-    kernel, listener,
-    mode::{self, Sockmap},
+    kernel::{self, pins::Leftovers},
+    listener,
+    mode::{self, SelfTest, Sockmap, Wanted},
     reload::{Following, Source},
     routes::{FIRST_GENERATION, Routes},
+    signals::Signals,
 };
 
 /// A silent client comes out of `accept` after this; more would fill the queue of half-open connections instead.
@@ -37,31 +43,43 @@ const STOP_PATIENCE: Duration = Duration::from_secs(10);
 /// How often a stopping gateway looks whether they have.
 const STOP_POLL: Duration = Duration::from_millis(20);
 
-/// Runs the gateway until SIGTERM or SIGINT. Without `trim` the kernel path corrupts data: for tests that show it.
-pub fn run(source: Source, trim: bool) -> Result<()> {
+/// How often a gateway looks whether what a killed one left is needed still.
+const LEFTOVERS_POLL: Duration = Duration::from_secs(1);
+
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Without it the kernel path corrupts data: for tests that show it.
+    pub trim: bool,
+    pub self_test: SelfTest,
+}
+
+/// Runs the gateway until SIGTERM or SIGINT.
+pub fn run(source: Source, options: Options) -> Result<()> {
     ignore_hangups()?;
     let config = source.read()?;
     let descriptors = raise_descriptor_limit().context("can't read the limit of open files")?;
     let routes = Routes::of(&config, FIRST_GENERATION)?;
-    let cgroup = mode::prepare(config.gateway.verdict).context("the kernel path is not fit on this host")?;
+    let wanted = Wanted {
+        mode: config.gateway.verdict,
+        http: config.gateway.http,
+        https: config.gateway.https,
+        trim: options.trim,
+        self_test: options.self_test,
+    };
+    let unfit = "the kernel path is not fit on this host";
+    let (ground, mut leftovers) = mode::prepare(&wanted).context(unfit)?;
     let http = bind(config.gateway.http)?;
     let https = bind(config.gateway.https)?;
-    let options = kernel::Options { http_port: port(&http)?, https_port: port(&https)?, trim };
+    let options =
+        kernel::Options { http_port: port(&http)?, https_port: port(&https)?, trim: options.trim };
     // Before the first connection can come, so that the kernel follows every one.
-    let sockmap = cgroup.map(|cgroup| Sockmap::load(&options, cgroup, &routes)).transpose()?;
+    let sockmap = mode::load(&wanted, ground, &options, &routes).context(unfit)?;
     for (socket, address) in [(&http, config.gateway.http), (&https, config.gateway.https)] {
         listener::listen(socket, DEFER_ACCEPT).map_err(|error| cant_listen(address, &error))?;
     }
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let stop = async move {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-        };
+        let mut signals = Signals::catch()?;
         let mut instances = Instances::new(&config.gateway.functions_dir)?;
         instances.set_weights(config.weights());
         instances.set_known(config.functions.keys().copied());
@@ -79,9 +97,11 @@ pub fn run(source: Source, trim: bool) -> Result<()> {
             pending_capacity: pending_capacity(descriptors),
         })?;
         tracing::info!(http = %http_address, https = %https_address, verdict, "ready");
-        if let Some(sockmap) = gateway.run(stop).await {
-            release(sockmap).await;
-        }
+        let sockmap = {
+            let serving = pin!(gateway.run(&mut signals));
+            beside(serving, &mut leftovers).await
+        };
+        release(sockmap, leftovers, &mut signals).await;
         tracing::info!("stopped");
         Ok(())
     })
@@ -92,6 +112,16 @@ fn ignore_hangups() -> Result<()> {
     // SAFETY: ignoring a signal installs no code.
     unsafe { signals::signal(Signal::SIGHUP, SigHandler::SigIgn) }.context("can't ignore SIGHUP")?;
     Ok(())
+}
+
+/// Removes what a killed gateway left, as soon as no connection needs it, while something else is done.
+async fn beside<T>(mut work: Pin<&mut impl Future<Output = T>>, leftovers: &mut Leftovers) -> T {
+    loop {
+        tokio::select! {
+            done = work.as_mut() => return done,
+            () = sleep(LEFTOVERS_POLL), if !leftovers.is_empty() => leftovers.sweep(),
+        }
+    }
 }
 
 fn bind(address: SocketAddr) -> Result<Socket> {
@@ -116,21 +146,26 @@ fn port(listener: &Socket) -> Result<u16> {
 }
 
 /// Lets connections that depend on the programs finish, and ends the rest: without the programs they would hang.
-async fn release(sockmap: Sockmap) {
+async fn release(sockmap: Option<Sockmap>, mut leftovers: Leftovers, signals: &mut Signals) {
     let deadline = Instant::now() + STOP_PATIENCE;
-    let mut enrolled = sockmap.kernel.enrolled();
-    while !enrolled.is_empty() && Instant::now() < deadline {
-        sleep(STOP_POLL).await;
-        enrolled = sockmap.kernel.enrolled();
-    }
-    for cookie in enrolled {
-        if let Err(error) = sockmap.kernel.destroy(cookie) {
-            tracing::warn!(%error, "can't end a connection that depends on the BPF programs");
+    loop {
+        leftovers.sweep();
+        let enrolled = sockmap.as_ref().map_or(0, |sockmap| sockmap.kernel.enrolled().len());
+        if enrolled == 0 && leftovers.own().next().is_none() {
+            break;
+        }
+        tokio::select! {
+            () = signals.next() => break,
+            () = sleep_until(deadline) => break,
+            () = sleep(STOP_POLL) => {}
         }
     }
+    leftovers.end();
+    let Some(sockmap) = sockmap else { return };
     for counter in common::map_values::Counter::ALL {
         tracing::debug!(counter = counter.as_str(), value = sockmap.kernel.counter(counter), "kernel path");
     }
+    sockmap.end();
 }
 
 /// Every held connection is a descriptor, so the limit is raised as far as it may be.

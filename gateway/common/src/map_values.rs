@@ -58,7 +58,11 @@ pub struct Route {
 pub struct Settings {
     /// The generation of the routes that new verdicts are taken from.
     pub generation: u16,
+    /// What the addresses that `accept` returns carry beside the verdict.
+    pub tag: u16,
 }
+
+const _: () = assert!(size_of::<Settings>() == 4);
 
 /// Where in a kernel structure a field stands, in bytes, as the running kernel's BTF says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,10 +2,17 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Write as _},
-    os::fd::{AsFd, BorrowedFd},
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::fs::MetadataExt as _,
+    },
     path::{Path, PathBuf},
     process,
 };
+
+use nix::libc;
+
+use super::pins::{self, Pins};
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -13,41 +20,83 @@ pub enum Error {
     NotMounted,
     #[error("this process is in no cgroup of cgroup2 (see /proc/self/cgroup)")]
     NotMember,
+    #[error("the cgroup that the pinned programs are attached to is not this gateway's, or is gone")]
+    Gone,
+    #[error(transparent)]
+    Pins(#[from] pins::Error),
     #[error("can't {operation} {}", path.display())]
     Io { operation: &'static str, path: PathBuf, source: io::Error },
 }
 
-/// Names the cgroup; the rest is the process id of its gateway.
+/// Names the cgroups; the rest is the name of the pins, or what else tells gateways apart.
 const PREFIX: &str = "pointsman-";
 
-/// A cgroup below the one that the process was started in, and the process in it; undone when dropped.
+/// Another gateway may take a new cgroup for an abandoned one until this process is in it.
+const ATTEMPTS: usize = 3;
+
+/// A cgroup below the one that the process was started in, and the process in it; left when dropped.
 pub struct Cgroup {
     path: PathBuf,
     parent: PathBuf,
     directory: File,
+    /// Its pins remove it.
+    pinned: bool,
 }
 
 impl Cgroup {
-    /// Makes the cgroup and moves this process into it: sockets belong to the cgroup that made them.
-    pub fn enter() -> Result<Self, Error> {
+    /// Makes a cgroup for this process alone and moves into it: sockets belong to the cgroup that made them.
+    pub fn enter(purpose: &str) -> Result<Self, Error> {
         let parent = current()?;
         remove_abandoned(&parent);
-        let path = parent.join(format!("{PREFIX}{}", process::id()));
-        match fs::create_dir(&path) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(Error::Io { operation: "make", path, source: error });
+        let path = parent.join(format!("{PREFIX}{purpose}{}", process::id()));
+        Self::enter_at(path, parent, false)
+    }
+
+    /// Moves into the cgroup of a set of pins, which is made where it is missing and removed with them.
+    pub fn enter_pinned(pins: &Pins) -> Result<Self, Error> {
+        let parent = current()?;
+        remove_abandoned(&parent);
+        let path = place(&parent, pins);
+        pins.label_cgroup(&path)?;
+        Self::enter_at(path, parent, true)
+    }
+
+    fn enter_at(path: PathBuf, parent: PathBuf, pinned: bool) -> Result<Self, Error> {
+        let mut attempts = 1;
+        loop {
+            match Self::try_enter(&path, &parent, pinned) {
+                Err(Error::Io { source, .. }) if attempts < ATTEMPTS && is_gone(&source) => attempts += 1,
+                result => return result,
             }
+        }
+    }
+
+    fn try_enter(path: &Path, parent: &Path, pinned: bool) -> Result<Self, Error> {
+        let failed = |operation| move |source| Error::Io { operation, path: path.to_owned(), source };
+        match fs::create_dir(path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed("make")(error)),
             _ => {}
         }
-        let directory = File::open(&path).map_err(|source| Error::Io {
-            operation: "open",
-            path: path.clone(),
-            source,
-        })?;
-        let cgroup = Self { path, parent, directory };
-        join(&cgroup.path)?;
-        Ok(cgroup)
+        let directory = File::open(path).map_err(failed("open"))?;
+        join(path)?;
+        Ok(Self { path: path.to_owned(), parent: parent.to_owned(), directory, pinned })
     }
+}
+
+/// The id of the cgroup that a process started here has for these pins; `None` when there is none.
+pub fn id_for(pins: &Pins) -> Option<u64> {
+    let path = place(&current().ok()?, pins);
+    let metadata = fs::metadata(&path).ok()?;
+    // A gateway must not leave the cgroup that it was started in for one elsewhere.
+    (pins.cgroup()? == path).then_some(metadata.ino())
+}
+
+fn place(parent: &Path, pins: &Pins) -> PathBuf {
+    parent.join(format!("{PREFIX}{}", pins.name()))
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ENODEV)
 }
 
 impl AsFd for Cgroup {
@@ -61,7 +110,9 @@ impl Drop for Cgroup {
         if let Err(error) = join(&self.parent) {
             tracing::warn!(%error, "can't leave the gateway's cgroup");
         }
-        if let Err(error) = fs::remove_dir(&self.path) {
+        if !self.pinned
+            && let Err(error) = fs::remove_dir(&self.path)
+        {
             tracing::warn!(%error, path = %self.path.display(), "can't remove the gateway's cgroup");
         }
     }
@@ -76,11 +127,13 @@ fn join(path: &Path) -> Result<(), Error> {
         .map_err(|source| Error::Io { operation: "write to", path, source })
 }
 
-/// A gateway that was killed leaves its cgroup behind; the kernel refuses to remove one that is in use.
+/// A gateway that was killed leaves its cgroup behind; the kernel refuses to remove one that is in use, and one that
+/// has pins goes with them.
 fn remove_abandoned(parent: &Path) {
     let Ok(entries) = fs::read_dir(parent) else { return };
     for entry in entries.flatten() {
-        if entry.file_name().to_str().is_some_and(|name| name.starts_with(PREFIX))
+        let is_abandoned = |name: &str| name.strip_prefix(PREFIX).is_some_and(|set| !pins::exists(set));
+        if entry.file_name().to_str().is_some_and(is_abandoned)
             && fs::remove_dir(entry.path()).is_ok()
         {
             tracing::info!(path = %entry.path().display(), "removed a cgroup that an earlier gateway left");

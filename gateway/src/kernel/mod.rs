@@ -1,20 +1,26 @@
 //! The kernel side of the gateway: the only module that knows BPF.
+mod attach;
+mod bpffs;
 mod btf;
 pub mod cgroup;
 mod destroy;
 mod inject;
+pub mod pins;
+pub mod proof;
 pub mod selftest;
 
 use std::{
     io,
     net::SocketAddr,
     os::fd::{AsFd, AsRawFd as _, BorrowedFd},
+    path::Path,
 };
 
 use aya::{
     Ebpf, EbpfLoader, Pod,
-    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf, SockHash},
-    programs::{CgroupAttachMode, CgroupSockAddr, Program, ProgramError, SkSkb, SockOps},
+    maps::{Array, HashMap, MapData, MapError, PerCpuArray, RingBuf, SockHash},
+    pin::PinError,
+    programs::{ProgramError, SkSkb, links::PinnedLink},
 };
 use aya_log::EbpfLogger;
 use common::{
@@ -25,7 +31,7 @@ use common::{
     verdict::address,
 };
 
-pub use self::cgroup::Cgroup;
+pub use self::{cgroup::Cgroup, pins::Pins};
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -39,6 +45,14 @@ pub enum Error {
     Missing(&'static str),
     #[error("can't use the BPF map {map}")]
     Map { map: &'static str, source: MapError },
+    #[error("can't pin {object}")]
+    Pin { object: &'static str, source: PinError },
+    #[error(transparent)]
+    Label(#[from] pins::Error),
+    #[error("the pinned {0} is not attached to the gateway's cgroup any more")]
+    Detached(&'static str),
+    #[error("can't destroy a connection")]
+    Destroy(#[source] io::Error),
     #[error("{routes} routes are more than the kernel's table takes ({ROUTES})")]
     TooManyRoutes { routes: usize },
 }
@@ -52,45 +66,97 @@ pub struct Options {
     pub trim: bool,
 }
 
-/// The loaded and attached programs; they leave the kernel when this is dropped.
+impl Options {
+    /// Says which gateways can go on with the programs and maps of another: those with the same object, and the same
+    /// values in it.
+    pub fn layout(&self) -> String {
+        let trim = if self.trim { "" } else { "-untrimmed" };
+        format!("{OBJECT_ID}-{}-{}{trim}", self.http_port, self.https_port)
+    }
+}
+
+/// The loaded and attached programs; without pins they leave the kernel when this is dropped.
 pub struct Kernel {
-    tag: u32,
+    /// Drawn at each start, so that nobody takes another gateway's verdicts for its own.
+    tag: u16,
+    sockets: SockHash<MapData, u64>,
     connections: HashMap<MapData, u64, Shared<Connection>>,
     routes: HashMap<MapData, Shared<RouteKey>, Shared<Route>>,
     settings: Array<MapData, Shared<Settings>>,
     counters: PerCpuArray<MapData, u64>,
     events: RingBuf<MapData>,
     logger: Option<EbpfLogger<&'static dyn log::Log>>,
-    _programs: Ebpf,
+    _programs: Programs,
+}
+
+#[expect(dead_code, reason = "held, so that they live and a look at this process shows them")]
+enum Programs {
+    Loaded(Ebpf, Vec<PinnedLink>),
+    Adopted(SkSkb, Vec<PinnedLink>),
 }
 
 /// The object that build.rs made of gateway-ebpf.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/gateway-ebpf"));
 
+/// Tells objects apart.
+const OBJECT_ID: &str = env!("POINTSMAN_OBJECT_ID");
+
 impl Kernel {
-    /// Loads the programs and attaches them to the sockets of a cgroup.
-    pub fn load(options: &Options, cgroup: &Cgroup) -> Result<Self, Error> {
-        let tag = random_tag();
+    /// Loads the programs and attaches them to the sockets of a cgroup; with pins they outlive this process.
+    pub fn load(options: &Options, cgroup: &Cgroup, pins: Option<&Pins>) -> Result<Self, Error> {
         let mut programs = EbpfLoader::new()
             .override_global("HTTP_PORT", &u32::from(options.http_port), true)
             .override_global("HTTPS_PORT", &u32::from(options.https_port), true)
-            .override_global("TAG", &tag, true)
             .override_global("TRIM", &u32::from(options.trim), true)
             .override_global("OFFSETS", &Shared(btf::offsets()?), true)
             .load(OBJECT)?;
         // Without log statements in the object there is no map to read them from, which is no fault.
         let logger = EbpfLogger::init(&mut programs).ok();
-        attach(&mut programs, cgroup)?;
+        if let Some(pins) = pins {
+            attach::pin_maps(&programs, pins)?;
+        }
+        let links = attach::attach(&mut programs, cgroup, pins)?;
+        let mut take = |map| programs.take_map(map).ok_or(Error::Missing(map));
         Ok(Self {
-            tag,
-            connections: take(&mut programs, "pm_connections")?,
-            routes: take(&mut programs, "pm_routes")?,
-            settings: take(&mut programs, "pm_settings")?,
-            counters: take(&mut programs, "pm_counters")?,
-            events: take(&mut programs, "pm_events")?,
+            tag: random_tag(),
+            sockets: attach::typed("pm_sockets", take("pm_sockets")?)?,
+            connections: attach::typed("pm_connections", take("pm_connections")?)?,
+            routes: attach::typed("pm_routes", take("pm_routes")?)?,
+            settings: attach::typed("pm_settings", take("pm_settings")?)?,
+            counters: attach::typed("pm_counters", take("pm_counters")?)?,
+            events: attach::typed("pm_events", take("pm_events")?)?,
             logger,
-            _programs: programs,
+            _programs: Programs::Loaded(programs, links),
         })
+    }
+
+    /// Goes on with what a killed gateway left, if all of it is still at work in the cgroup of this id.
+    pub fn adopt(pins: &Pins, cgroup_id: u64) -> Result<Self, Error> {
+        let links = attach::attached_links(pins, cgroup_id)?;
+        let sockets = attach::pinned(pins, "pm_sockets")?;
+        let (verdict, logger) = attach::verdict_again(pins, &sockets)?;
+        let mut kernel = Self {
+            tag: random_tag(),
+            sockets,
+            connections: attach::pinned(pins, "pm_connections")?,
+            routes: attach::pinned(pins, "pm_routes")?,
+            settings: attach::pinned(pins, "pm_settings")?,
+            counters: attach::pinned(pins, "pm_counters")?,
+            events: attach::pinned(pins, "pm_events")?,
+            logger,
+            _programs: Programs::Adopted(verdict, links),
+        };
+        kernel.forget_routes()?;
+        Ok(kernel)
+    }
+
+    /// No connection that was not handed over has survived its gateway, so nobody holds a route.
+    fn forget_routes(&mut self) -> Result<(), Error> {
+        let keys: Vec<_> = self.routes.keys().flatten().collect();
+        for key in keys {
+            self.routes.remove(&key).map_err(|source| Error::Map { map: "pm_routes", source })?;
+        }
+        Ok(())
     }
 
     /// Makes a generation's routes known, then makes new verdicts use them.
@@ -108,7 +174,7 @@ impl Kernel {
                 .map_err(|source| Error::Map { map: "pm_routes", source })?;
         }
         self.settings
-            .set(0, Shared(Settings { generation }), 0)
+            .set(0, Shared(Settings { generation, tag: self.tag }), 0)
             .map_err(|source| Error::Map { map: "pm_settings", source })
     }
 
@@ -126,7 +192,7 @@ impl Kernel {
 
     /// What `accept4` said in place of the peer's address; `None` when it is the peer's.
     pub fn verdict_at_accept(&self, address: SocketAddr) -> Option<Verdict> {
-        Verdict::from_word(address::decode(self.tag, address)?)
+        Verdict::from_word(address::decode(self.tag.into(), address)?)
     }
 
     /// What is known by now of an enrolled connection.
@@ -150,15 +216,14 @@ impl Kernel {
 
     /// Ends a connection whose bytes can't be kept exact, whoever has it now.
     pub fn destroy(&self, cookie: u64) -> io::Result<()> {
-        match self.connections.get(&cookie, 0) {
-            Ok(Shared(connection)) => destroy::destroy(cookie, &connection),
-            Err(_) => Ok(()),
-        }
+        destroy_listed(&self.connections, cookie)
     }
 
     /// The cookies of the connections that still depend on the programs.
     pub fn enrolled(&self) -> Vec<u64> {
-        self.connections.keys().flatten().collect()
+        // A socket that was closed has left the SOCKHASH, and one that was destroyed has no entry.
+        let is_known = |cookie: &u64| self.connections.get(cookie, 0).is_ok();
+        self.sockets.keys().flatten().filter(is_known).collect()
     }
 
     pub fn counter(&self, counter: Counter) -> u64 {
@@ -180,50 +245,22 @@ impl std::os::fd::AsRawFd for Kernel {
     }
 }
 
-fn attach(programs: &mut Ebpf, cgroup: &Cgroup) -> Result<(), Error> {
-    let sockets: SockHash<_, u64> =
-        SockHash::try_from(programs.map("pm_sockets").ok_or(Error::Missing("pm_sockets"))?)
-            .map_err(|source| Error::Map { map: "pm_sockets", source })?;
-    let sockets = sockets
-        .fd()
-        .try_clone()
-        .map_err(|error| Error::Map { map: "pm_sockets", source: MapError::IoError(error) })?;
-    // The verdict program stands before the first socket can be enrolled.
-    let verdict: &mut SkSkb = program(programs, "pm_verdict")?;
-    step("load", "pm_verdict", verdict.load())?;
-    step("attach", "pm_verdict", verdict.attach(&sockets))?;
-    for name in ["pm_peername4", "pm_peername6"] {
-        let hook: &mut CgroupSockAddr = program(programs, name)?;
-        step("load", name, hook.load())?;
-        step("attach", name, hook.attach(cgroup, CgroupAttachMode::Single))?;
+/// Ends the connections that depend on a set of pins which nobody owns any more.
+fn destroy_all(set: &Path) -> Result<(), Error> {
+    let map = pins::connections(set).map_err(|source| Error::Map { map: "pm_connections", source })?;
+    let connections: HashMap<_, u64, Shared<Connection>> = attach::typed("pm_connections", map)?;
+    for cookie in connections.keys().flatten() {
+        destroy_listed(&connections, cookie).map_err(Error::Destroy)?;
     }
-    let enrol: &mut SockOps = program(programs, "pm_enrol")?;
-    step("load", "pm_enrol", enrol.load())?;
-    step("attach", "pm_enrol", enrol.attach(cgroup, CgroupAttachMode::Single))?;
     Ok(())
 }
 
-fn program<'a, T>(programs: &'a mut Ebpf, name: &'static str) -> Result<&'a mut T, Error>
-where
-    &'a mut T: TryFrom<&'a mut Program, Error = ProgramError>,
-{
-    let program = programs.program_mut(name).ok_or(Error::Missing(name))?;
-    step("use", name, program.try_into())
-}
-
-fn step<T>(
-    operation: &'static str,
-    program: &'static str,
-    result: Result<T, ProgramError>,
-) -> Result<T, Error> {
-    result.map_err(|source| Error::Program { operation, program, source })
-}
-
-fn take<T>(programs: &mut Ebpf, map: &'static str) -> Result<T, Error>
-where
-    T: TryFrom<Map, Error = MapError>,
-{
-    programs.take_map(map).ok_or(Error::Missing(map))?.try_into().map_err(|source| Error::Map { map, source })
+fn destroy_listed(connections: &HashMap<MapData, u64, Shared<Connection>>, cookie: u64) -> io::Result<()> {
+    match connections.get(&cookie, 0) {
+        Ok(Shared(connection)) => destroy::destroy(cookie, &connection),
+        // It ended by itself meanwhile.
+        Err(_) => Ok(()),
+    }
 }
 
 fn parse_event(bytes: &[u8]) -> Option<(u64, Verdict)> {
@@ -235,9 +272,9 @@ fn parse_event(bytes: &[u8]) -> Option<(u64, Verdict)> {
 }
 
 /// Hides nothing: it only keeps a second gateway's leftover programs from being believed.
-fn random_tag() -> u32 {
+fn random_tag() -> u16 {
     use std::hash::{BuildHasher as _, RandomState};
-    RandomState::new().hash_one(std::process::id()) as u32 & address::TAG_MASK
+    (RandomState::new().hash_one(std::process::id()) as u32 & address::TAG_MASK) as u16
 }
 
 /// A type of `common` as aya wants it.

@@ -49,7 +49,7 @@ fn live(cgroup: &Cgroup, trim: bool) -> Result<(), Failure> {
     let listener = listen().map_err(at("listen on loopback"))?;
     let address = local_address(&listener).map_err(at("read its listener's address"))?;
     // Port 0 belongs to no connection.
-    let mut kernel = Kernel::load(&Options { http_port: address.port(), https_port: 0, trim }, cgroup)?;
+    let mut kernel = Kernel::load(&Options { http_port: address.port(), https_port: 0, trim }, cgroup, None)?;
     let key = RouteKey::new(0, Protocol::Http, FUNCTION).ok_or(Failure::NoVerdict)?;
     kernel.publish(0, [(key, ROUTE)].into_iter())?;
 
@@ -138,7 +138,7 @@ mod tests {
 
     #[test]
     fn this_kernel_passes_with_trimming_and_only_with_it() {
-        let cgroup = Cgroup::enter().unwrap();
+        let cgroup = Cgroup::enter("self-test-").unwrap();
         if let Err(failure) = run(&cgroup) {
             panic!("{failure}: {failure:?}");
         }
