@@ -50,7 +50,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long a gateway that stops waits for what had begun: a client whose handshake was under way has sent its request by
 /// then.
-const CLOSING_PATIENCE: Duration = Duration::from_secs(1);
+const CLOSING_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How often it looks whether all has come.
 const CLOSING_POLL: Duration = Duration::from_millis(10);
@@ -162,6 +162,7 @@ impl Gateway {
             }
         }
         self.closes_at = Some(Instant::now() + CLOSING_PATIENCE);
+        tracing::info!("stops: what has begun is served, and nothing new");
     }
 
     fn is_done(&self) -> bool {

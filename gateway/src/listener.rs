@@ -67,7 +67,8 @@ fn filter(code: u32, jump_true: u8, jump_false: u8, value: u32) -> SockFilter {
 
 /// Whether a handshake with the listener is under way, or complete and without data yet. When in doubt it is not.
 pub fn is_half_open(socket: &Socket) -> bool {
-    let Some(port) = socket.local_addr().ok().and_then(|address| address.as_socket()).map(|it| it.port()) else {
+    let Some(port) = socket.local_addr().ok().and_then(|address| address.as_socket()).map(|it| it.port())
+    else {
         return false;
     };
     ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"]

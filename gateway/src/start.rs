@@ -59,6 +59,12 @@ pub fn run(source: Source, options: Options) -> Result<()> {
     let config = source.read()?;
     let descriptors = raise_descriptor_limit().context("can't read the limit of open files")?;
     let routes = Routes::of(&config, FIRST_GENERATION)?;
+    let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+    // Before there is anything to leave behind: who is told to stop while starting, starts and stops.
+    let mut signals = {
+        let _runtime = runtime.enter();
+        Signals::catch()?
+    };
     let wanted = Wanted {
         mode: config.gateway.verdict,
         http: config.gateway.http,
@@ -70,16 +76,13 @@ pub fn run(source: Source, options: Options) -> Result<()> {
     let (ground, mut leftovers) = mode::prepare(&wanted).context(unfit)?;
     let http = bind(config.gateway.http)?;
     let https = bind(config.gateway.https)?;
-    let options =
-        kernel::Options { http_port: port(&http)?, https_port: port(&https)?, trim: options.trim };
+    let options = kernel::Options { http_port: port(&http)?, https_port: port(&https)?, trim: options.trim };
     // Before the first connection can come, so that the kernel follows every one.
     let sockmap = mode::load(&wanted, ground, &options, &routes).context(unfit)?;
     for (socket, address) in [(&http, config.gateway.http), (&https, config.gateway.https)] {
         listener::listen(socket, DEFER_ACCEPT).map_err(|error| cant_listen(address, &error))?;
     }
-    let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let mut signals = Signals::catch()?;
         let mut instances = Instances::new(&config.gateway.functions_dir)?;
         instances.set_weights(config.weights());
         instances.set_known(config.functions.keys().copied());
@@ -148,14 +151,22 @@ fn port(listener: &Socket) -> Result<u16> {
 /// Lets connections that depend on the programs finish, and ends the rest: without the programs they would hang.
 async fn release(sockmap: Option<Sockmap>, mut leftovers: Leftovers, signals: &mut Signals) {
     let deadline = Instant::now() + STOP_PATIENCE;
+    let mut waits = false;
     loop {
         leftovers.sweep();
         let enrolled = sockmap.as_ref().map_or(0, |sockmap| sockmap.kernel.enrolled().len());
         if enrolled == 0 && leftovers.own().next().is_none() {
             break;
         }
+        if !waits {
+            waits = true;
+            tracing::info!(enrolled, patience = ?STOP_PATIENCE, "waits for connections that depend on the BPF programs");
+        }
         tokio::select! {
-            () = signals.next() => break,
+            () = signals.next() => {
+                tracing::info!("told again: ends connections that depend on the BPF programs");
+                break;
+            }
             () = sleep_until(deadline) => break,
             () = sleep(STOP_POLL) => {}
         }

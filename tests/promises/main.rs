@@ -29,6 +29,7 @@ mod inspection;
 mod instances;
 mod integrity;
 mod leaks;
+mod lifecycle;
 mod mangling;
 mod methods;
 mod move_clients;

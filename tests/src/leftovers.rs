@@ -17,6 +17,11 @@ impl Seen {
         now
     }
 
+    /// Which of it the kernel still has, each with its kind.
+    pub fn alive(&self) -> Vec<String> {
+        self.objects.alive()
+    }
+
     pub fn assert_gone(&self) {
         // The kernel frees programs and maps after a grace period.
         let mut alive = Vec::new();

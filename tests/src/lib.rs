@@ -14,6 +14,7 @@ pub mod mangle;
 pub mod net;
 pub mod oracle;
 pub mod pattern;
+pub mod pins;
 pub mod probe;
 pub mod process;
 pub mod programs;

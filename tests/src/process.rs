@@ -118,6 +118,13 @@ impl Process {
         self.wait()
     }
 
+    /// The same, with something to do before its end is awaited.
+    pub fn terminate_after<E>(&mut self, work: impl FnOnce() -> Result<(), E>) -> Result<ExitStatus, E> {
+        self.signal(Signal::SIGTERM);
+        work()?;
+        Ok(self.wait())
+    }
+
     pub fn kill(&mut self) -> ExitStatus {
         if let Some(status) = self.has_ended() {
             return status;

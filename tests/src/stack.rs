@@ -23,6 +23,7 @@ use crate::{
     eventually,
     leftovers::Seen,
     net::Net,
+    pins,
     process::Process,
     programs, tls,
     wire::{Client, Wire},
@@ -95,6 +96,7 @@ impl Drop for Cgroups {
     fn drop(&mut self) {
         // Nothing may stay to disturb other tests, whatever went wrong.
         self.all.kill();
+        pins::below(self.all.path()).iter().for_each(|set| pins::remove(set));
     }
 }
 
@@ -299,10 +301,15 @@ impl Stack {
     }
 
     pub fn start_gateway(&mut self) {
+        self.gateway = Some(self.another_gateway());
+    }
+
+    /// Starts one more gateway of the same configuration, as an operator might by mistake.
+    pub fn another_gateway(&self) -> Process {
         let mut command = Command::new(programs::product("pointsman"));
         command.args(["gateway", "--config"]).arg(&self.config).args(&self.gateway_arguments);
         command.envs(self.log.as_ref().map(|filter| ("POINTSMAN_LOG", filter)));
-        self.gateway = Some(Process::spawn("gateway", &mut command, Some(&self.cgroups.gateway)));
+        Process::spawn("gateway", &mut command, Some(&self.cgroups.gateway))
     }
 
     pub fn gateway(&mut self) -> &mut Process {
@@ -362,9 +369,14 @@ impl Stack {
         self.seen.look(pid)
     }
 
-    /// Waits until the kernel has freed what gateways were seen to hold.
-    pub fn assert_kernel_objects_are_gone(&self) {
-        self.seen.assert_gone();
+    /// What of it the kernel still has, if a gateway was killed.
+    pub fn kernel_objects(&self) -> Vec<String> {
+        self.seen.alive()
+    }
+
+    /// The sets of pins of this stack's gateways.
+    pub fn pins(&self) -> Vec<PathBuf> {
+        pins::below(self.cgroups.gateway.path())
     }
 
     pub fn gateway_fds(&mut self) -> usize {
@@ -412,6 +424,8 @@ impl Stack {
             );
         }
         (self.gateway, self.supervisor) = (None, None);
+        let pins = self.pins();
+        assert!(pins.is_empty(), "pins are left behind: {pins:?}");
         self.cgroups.gateway.assert_empty();
         self.cgroups.functions.assert_empty();
         let sockets: Vec<_> = fs::read_dir(self.sockets()).into_iter().flatten().flatten().collect();

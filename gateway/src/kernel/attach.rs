@@ -37,11 +37,7 @@ pub fn pin_maps(programs: &Ebpf, pins: &Pins) -> Result<(), Error> {
 }
 
 /// Loads and attaches every program, and pins it and its link where there are pins.
-pub fn attach(
-    programs: &mut Ebpf,
-    cgroup: &Cgroup,
-    pins: Option<&Pins>,
-) -> Result<Vec<PinnedLink>, Error> {
+pub fn attach(programs: &mut Ebpf, cgroup: &Cgroup, pins: Option<&Pins>) -> Result<Vec<PinnedLink>, Error> {
     let sockets: SockHash<_, u64> =
         SockHash::try_from(programs.map("pm_sockets").ok_or(Error::Missing("pm_sockets"))?)
             .map_err(|source| Error::Map { map: "pm_sockets", source })?;
@@ -111,8 +107,7 @@ pub fn verdict_again(
     sockets: &SockHash<MapData, u64>,
 ) -> Result<(SkSkb, Option<EbpfLogger<&'static dyn log::Log>>), Error> {
     const NAME: &str = "pm_verdict";
-    let mut verdict =
-        step("open", NAME, SkSkb::from_pin(pins.program(NAME), SkSkbKind::StreamVerdict))?;
+    let mut verdict = step("open", NAME, SkSkb::from_pin(pins.program(NAME), SkSkbKind::StreamVerdict))?;
     let attached = step("attach", NAME, verdict.attach(sockets.fd()))?;
     std::mem::forget(step("keep", NAME, verdict.take_link(attached))?);
     let id = step("look at", NAME, verdict.info())?.id();
@@ -142,11 +137,7 @@ fn pin(
     pin(pins.program(name)).map_err(|source| Error::Pin { object: name, source })
 }
 
-fn pin_link(
-    pins: &Pins,
-    name: &'static str,
-    link: Result<FdLink, LinkError>,
-) -> Result<PinnedLink, Error> {
+fn pin_link(pins: &Pins, name: &'static str, link: Result<FdLink, LinkError>) -> Result<PinnedLink, Error> {
     // Only kernels before links have none, and these have no verdicts at accept either.
     let link = link.map_err(|_| Error::Detached(name))?;
     link.pin(pins.link(name)).map_err(|source| Error::Pin { object: name, source })

@@ -52,8 +52,7 @@ fn trusted(path: PathBuf) -> Result<PathBuf, Error> {
         path: path.clone(),
         source,
     })?;
-    let ours =
-        metadata.is_dir() && metadata.uid() == geteuid().as_raw() && metadata.mode() & 0o022 == 0;
+    let ours = metadata.is_dir() && metadata.uid() == geteuid().as_raw() && metadata.mode() & 0o022 == 0;
     if ours { Ok(path) } else { Err(Error::NotOurs(path)) }
 }
 

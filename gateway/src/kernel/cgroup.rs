@@ -133,9 +133,7 @@ fn remove_abandoned(parent: &Path) {
     let Ok(entries) = fs::read_dir(parent) else { return };
     for entry in entries.flatten() {
         let is_abandoned = |name: &str| name.strip_prefix(PREFIX).is_some_and(|set| !pins::exists(set));
-        if entry.file_name().to_str().is_some_and(is_abandoned)
-            && fs::remove_dir(entry.path()).is_ok()
-        {
+        if entry.file_name().to_str().is_some_and(is_abandoned) && fs::remove_dir(entry.path()).is_ok() {
             tracing::info!(path = %entry.path().display(), "removed a cgroup that an earlier gateway left");
         }
     }

@@ -40,7 +40,9 @@ pub enum Error {
     FileSystem(#[from] bpffs::Error),
     #[error("can't {operation} {}", path.display())]
     Io { operation: &'static str, path: PathBuf, source: io::Error },
-    #[error("{SETS} sets of pins named {0} exist; remove those that are not needed from /sys/fs/bpf/pointsman")]
+    #[error(
+        "{SETS} sets of pins named {0} exist; remove those that are not needed from /sys/fs/bpf/pointsman"
+    )]
     TooMany(String),
 }
 
@@ -60,8 +62,7 @@ impl Identity {
     /// Whether a set of this name is this gateway's.
     pub fn owns(&self, set: &str) -> bool {
         set.strip_prefix(&self.0).is_some_and(|rest| {
-            rest.is_empty()
-                || rest.strip_prefix('-').is_some_and(|number| number.parse::<usize>().is_ok())
+            rest.is_empty() || rest.strip_prefix('-').is_some_and(|number| number.parse::<usize>().is_ok())
         })
     }
 }
@@ -230,9 +231,7 @@ impl Leftovers {
 
     /// The sets that earlier runs of this gateway left.
     pub fn own(&self) -> impl Iterator<Item = &Path> {
-        let is_own = |path: &&Path| {
-            self.identity.as_ref().is_some_and(|identity| identity.owns(&name(path)))
-        };
+        let is_own = |path: &&Path| self.identity.as_ref().is_some_and(|identity| identity.owns(&name(path)));
         self.sets.iter().map(PathBuf::as_path).filter(is_own)
     }
 
@@ -241,7 +240,9 @@ impl Leftovers {
         for set in self.own() {
             match super::destroy_all(set) {
                 Ok(()) => remove(set),
-                Err(error) => tracing::warn!(%error, set = %set.display(), "can't end what a killed gateway left"),
+                Err(error) => {
+                    tracing::warn!(%error, set = %set.display(), "can't end what a killed gateway left")
+                }
             }
         }
     }
