@@ -529,7 +529,8 @@ unsafe impl OwnsDescriptor for Events {}
 
 /// Nobody waits to be accepted, or is about to.
 fn is_quiet(listener: &Socket) -> bool {
-    !listener::is_half_open(listener) && !listener::has_waiting(listener)
+    // The second question is the dear one; a handshake that is complete between it and the first is seen by the third.
+    !listener::has_waiting(listener) && !listener::is_half_open(listener) && !listener::has_waiting(listener)
 }
 
 /// Descriptors or memory have run out: the listener stays readable, so only a pause helps.

@@ -158,15 +158,16 @@ async fn release(sockmap: Option<Sockmap>, mut leftovers: Leftovers, signals: &m
         if enrolled == 0 && leftovers.own().next().is_none() {
             break;
         }
+        if signals.hurry() {
+            tracing::info!("told again: ends connections that depend on the BPF programs");
+            break;
+        }
         if !waits {
             waits = true;
             tracing::info!(enrolled, patience = ?STOP_PATIENCE, "waits for connections that depend on the BPF programs");
         }
         tokio::select! {
-            () = signals.next() => {
-                tracing::info!("told again: ends connections that depend on the BPF programs");
-                break;
-            }
+            () = signals.next() => {}
             () = sleep_until(deadline) => break,
             () = sleep(STOP_POLL) => {}
         }

@@ -192,7 +192,7 @@ fn neighbours_do_not_notice() -> Result<()> {
 /// What was begun by mistake must not take away what is at work.
 #[test]
 fn a_second_gateway_on_the_same_ports_changes_nothing() -> Result<()> {
-    let mut stack = Stack::start(Verdicts::Sockmap);
+    let stack = Stack::start(Verdicts::Sockmap);
     let pins = stack.pins();
     let unanswered = begin_unanswered(&stack, 2)?;
     let mut second = stack.another_gateway();

@@ -5,7 +5,7 @@ use super::{
     Check, Need, Outcome,
     facts::{self, Capability},
 };
-use crate::kernel::cgroup;
+use crate::kernel::{bpffs, cgroup};
 
 /// The first kernel whose getpeername hook may set SO_RCVLOWAT, which is what makes accept return the verdict.
 const KERNEL_PATH_VERSION: (u32, u32) = (6, 1);
@@ -86,6 +86,7 @@ pub fn checks() -> Vec<Check> {
             "run a kernel with CONFIG_INET_DIAG_DESTROY=y; as a module: modprobe tcp_diag",
         ),
         cgroup2(),
+        bpffs(),
         capabilities(
             &status,
             "capabilities of the kernel path",
@@ -181,6 +182,26 @@ fn cgroup2() -> Check {
         name: "cgroup2",
         purpose: "programs that see the gateway's own listeners and no other socket of the host",
         need: Need::KernelPath,
+        outcome,
+    }
+}
+
+fn bpffs() -> Check {
+    const PLACE: &str = bpffs::MOUNT_POINT;
+    let outcome = match bpffs::is_mounted() {
+        Ok(true) => Outcome::Present(format!("on {PLACE}")),
+        Ok(false) => Outcome::Absent {
+            found: format!("not mounted on {PLACE}"),
+            remedy: format!(
+                "none needed where the gateway runs as root and mounts it; else mount -t bpf -o mode=700 bpf {PLACE}"
+            ),
+        },
+        Err(error) => Outcome::Unknown(format!("{PLACE}: {error}")),
+    };
+    Check {
+        name: "BPF file system",
+        purpose: "the pins by which connections outlive a gateway that is killed",
+        need: Need::Optional,
         outcome,
     }
 }

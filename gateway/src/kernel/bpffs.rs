@@ -10,10 +10,10 @@ use nix::mount::{MsFlags, mount};
 use rustix::{fs::statfs, process::geteuid};
 
 /// Where systemd mounts it and everybody looks for it.
-const MOUNT_POINT: &str = "/sys/fs/bpf";
+pub const MOUNT_POINT: &str = "/sys/fs/bpf";
 
 /// include/uapi/linux/magic.h
-const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
+const BPF_FS_MAGIC: u32 = 0xcafe_4a11;
 
 /// Whoever may open a pinned map may write verdicts into it.
 const MODE: u32 = 0o700;
@@ -56,8 +56,13 @@ fn trusted(path: PathBuf) -> Result<PathBuf, Error> {
     if ours { Ok(path) } else { Err(Error::NotOurs(path)) }
 }
 
+pub fn is_mounted() -> io::Result<bool> {
+    // The type's width is the architecture's.
+    Ok(statfs(MOUNT_POINT)?.f_type as u32 == BPF_FS_MAGIC)
+}
+
 fn mount_missing() -> io::Result<()> {
-    if statfs(MOUNT_POINT)?.f_type as u64 & 0xffff_ffff == BPF_FS_MAGIC {
+    if is_mounted()? {
         return Ok(());
     }
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC | MsFlags::MS_RELATIME;

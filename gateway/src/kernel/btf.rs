@@ -6,6 +6,9 @@ use common::map_values::Offsets;
 
 const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 
+/// Of a hundred thousand, those that are asked for.
+const STRUCTURES: [&[u8]; 3] = [b"tcp_sock", b"sock", b"sk_psock"];
+
 const MAGIC: u16 = 0xeb9f;
 const KIND_INT: u32 = 1;
 const KIND_ARRAY: u32 = 3;
@@ -45,7 +48,7 @@ pub fn offsets() -> Result<Offsets, Error> {
     })
 }
 
-/// A type section: where each type's record begins, and the structures by name.
+/// A type section: where each type's record begins, and the wanted structures by name.
 struct Btf<'a> {
     strings: &'a [u8],
     types: &'a [u8],
@@ -72,7 +75,10 @@ impl<'a> Btf<'a> {
         while start < types.len() {
             let record = Record::at(types, start)?;
             if record.kind == KIND_STRUCT {
-                btf.structures.entry(btf.name(record.name)?).or_insert(btf.starts.len() as u32);
+                let name = btf.name(record.name)?;
+                if STRUCTURES.contains(&name) {
+                    btf.structures.entry(name).or_insert(btf.starts.len() as u32);
+                }
             }
             btf.starts.push(start);
             start += 12 + record.trailing_bytes();

@@ -1,6 +1,6 @@
 //! The kernel side of the gateway: the only module that knows BPF.
 mod attach;
-mod bpffs;
+pub mod bpffs;
 mod btf;
 pub mod cgroup;
 mod destroy;

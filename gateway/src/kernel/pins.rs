@@ -31,6 +31,9 @@ const CGROUP: &str = "cgroup";
 const LOCK_PATIENCE: Duration = Duration::from_millis(100);
 const LOCK_POLL: Duration = Duration::from_millis(5);
 
+/// The directory of all sets may go between its making and the set's.
+const ATTEMPTS: usize = 5;
+
 /// More sets of one gateway than this means that something else is wrong.
 const SETS: usize = 64;
 
@@ -87,13 +90,19 @@ impl Pins {
     /// Makes a set.
     pub fn make(identity: &Identity) -> Result<Self, Error> {
         for number in 1..=SETS {
-            // Made again each time: the last gateway to leave removes it.
-            let path = bpffs::directory()?.join(identity.set_name(number));
-            match Self::make_at(&path) {
-                Ok(Some(pins)) => return Ok(pins),
-                // Another's, or in another's hands at this moment.
-                Ok(None) => {}
-                Err(source) => return Err(Error::Io { operation: "make", path, source }),
+            let mut attempts = 1;
+            loop {
+                // Made again each time: the last gateway to leave removes it.
+                let path = bpffs::directory()?.join(identity.set_name(number));
+                match Self::make_at(&path) {
+                    Ok(Some(pins)) => return Ok(pins),
+                    // Another's, or in another's hands at this moment.
+                    Ok(None) => break,
+                    Err(error) if error.kind() == io::ErrorKind::NotFound && attempts < ATTEMPTS => {
+                        attempts += 1
+                    }
+                    Err(source) => return Err(Error::Io { operation: "make", path, source }),
+                }
             }
         }
         Err(Error::TooMany(identity.0.clone()))
@@ -116,17 +125,23 @@ impl Pins {
 
     /// Takes over a dead gateway's set whose label says that it fits.
     pub fn take_over(identity: &Identity, layout: &str) -> Option<Self> {
-        let path = sets().into_iter().find(|path| {
+        let fits = |path: &PathBuf| {
             identity.owns(&name(path)) && label(path, LAYOUT).is_some_and(|found| found == Path::new(layout))
-        })?;
+        };
+        let fitting: Vec<_> = sets().into_iter().filter(fits).collect();
         let deadline = Instant::now() + LOCK_PATIENCE;
-        loop {
-            match lock(&path) {
-                Ok(Some(lock)) => return Some(Self { path, given_up: false, _lock: lock }),
-                Ok(None) if Instant::now() < deadline => thread::sleep(LOCK_POLL),
-                _ => return None,
+        while !fitting.is_empty() {
+            for path in &fitting {
+                if let Ok(Some(lock)) = lock(path) {
+                    return Some(Self { path: path.clone(), given_up: false, _lock: lock });
+                }
             }
+            if Instant::now() > deadline {
+                break;
+            }
+            thread::sleep(LOCK_POLL);
         }
+        None
     }
 
     pub fn name(&self) -> String {
