@@ -1,12 +1,10 @@
 //! Whoever looks with bpftool sees named programs and maps whose fields have names, and finds them under `pointsman`.
-use std::{path::Path, process::Command};
-
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
 use tests::{
     Stack, Verdicts,
     bpf::{self, MAP_TYPE_HASH, MAP_TYPE_LRU_HASH, Map},
-    eventually, programs,
+    eventually,
+    pins::bpftool,
 };
 
 #[test]
@@ -92,12 +90,4 @@ fn a_connection_is_shown_with_named_fields() -> Result<()> {
     drop(client);
     stack.stop();
     Ok(())
-}
-
-fn bpftool(arguments: &[&str], path: &Path) -> Result<Value> {
-    let output =
-        Command::new(programs::client("bpftool", "bpftool")).arg("-j").args(arguments).arg(path).output()?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    ensure!(output.status.success(), "{arguments:?} {}: {text}", path.display());
-    serde_json::from_str(&text).with_context(|| text)
 }

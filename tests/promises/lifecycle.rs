@@ -1,7 +1,7 @@
 //! Gateways come and go: what depends on a dead one goes on, what nobody needs is removed, and neighbours don't notice.
 use std::{
     fs,
-    net::TcpStream,
+    net::{TcpListener, TcpStream},
     os::unix::fs::symlink,
     path::Path,
     rc::Rc,
@@ -14,8 +14,10 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use tests::{
     Stack, Verdicts, eventually,
+    mangle::Injector,
     net::Net,
     pattern::{Pattern, Random},
+    pins::counter,
     stack::{AddressBook, Plan},
     wire::{Client, Framing, Wire},
 };
@@ -91,6 +93,37 @@ fn what_a_killed_gateway_left_is_adopted() -> Result<()> {
     late.into_iter().try_for_each(Unanswered::finish)?;
     stack.stop();
     ensure!(!pins[0].exists());
+    Ok(())
+}
+
+/// Segments that overlap come while no gateway runs.
+#[test]
+fn bytes_are_kept_exact_after_the_kill() -> Result<()> {
+    const TRIMMED: usize = 5;
+    let mut stack = Stack::start(Verdicts::Sockmap);
+    let set = stack.pins().remove(0);
+    let mut clients = Vec::new();
+    for _ in 0..8 {
+        let mut client = stack.client()?;
+        client.socket().set_nodelay(true)?;
+        client.send(b"POST /function/echo HTTP/1.1\r\nHost: x\r\nContent-Length: 3000\r\n")?;
+        clients.push(client);
+    }
+    // What is begun later proves that these have left the gateway.
+    begin_unanswered(&stack, 1)?;
+    kill(&mut stack);
+    for (seed, client) in clients.iter_mut().enumerate() {
+        let mut random = Random::new(seed as u64);
+        let body = random.bytes(3000);
+        let rest = [b"\r\n", &body[..]].concat();
+        Injector::new(client.socket())?.write_with_overlaps(client.socket(), &mut random, &rest)?;
+        let answer = client.response().with_context(|| format!("seed {seed}"))?;
+        ensure!(answer.body == body, "seed {seed}");
+    }
+    ensure!(counter(&set, TRIMMED)? > 0, "no segment overlapped");
+    drop(clients);
+    restart(&mut stack);
+    stack.stop();
     Ok(())
 }
 
@@ -203,6 +236,27 @@ fn a_second_gateway_on_the_same_ports_changes_nothing() -> Result<()> {
         second.said()
     );
     ensure!(stack.pins() == pins, "{:?}", stack.pins());
+    unanswered.into_iter().try_for_each(Unanswered::finish)?;
+    stack.stop();
+    Ok(())
+}
+
+/// A start that comes to nothing leaves what it had adopted to the next one.
+#[test]
+fn a_start_fails_after_the_adoption() -> Result<()> {
+    let mut stack = Stack::start(Verdicts::Sockmap);
+    let pins = stack.pins();
+    let mut unanswered = begin_unanswered(&stack, 3)?;
+    kill(&mut stack);
+    let occupant = eventually("the dead gateway's port to be free", || TcpListener::bind(stack.https).ok());
+    let mut failing = stack.another_gateway();
+    ensure!(!failing.wait().success());
+    ensure!(failing.said().iter().any(|line| line.contains("goes on with")), "{:?}", failing.said());
+    ensure!(stack.pins() == pins, "{:?}", stack.pins());
+    unanswered.pop().unwrap().finish()?;
+    drop(occupant);
+    restart(&mut stack);
+    ensure!(goes_on(&mut stack), "{:?}", stack.gateway().said());
     unanswered.into_iter().try_for_each(Unanswered::finish)?;
     stack.stop();
     Ok(())

@@ -2,7 +2,13 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    process::Command,
 };
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::programs;
 
 const DIRECTORY: &str = "/sys/fs/bpf/pointsman";
 
@@ -15,6 +21,22 @@ pub fn below(cgroup: &Path) -> Vec<PathBuf> {
         .collect();
     sets.sort();
     sets
+}
+
+/// What bpftool says of a pinned object, as JSON.
+pub fn bpftool(arguments: &[&str], path: &Path) -> Result<Value> {
+    let bpftool = programs::client("bpftool", "bpftool");
+    let output = Command::new(bpftool).arg("-j").args(arguments).arg(path).output()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(output.status.success(), "{arguments:?} {}: {text}", path.display());
+    serde_json::from_str(&text).with_context(|| text)
+}
+
+/// A counter of the programs, summed over the CPUs.
+pub fn counter(set: &Path, key: usize) -> Result<u64> {
+    let dump = bpftool(&["map", "dump", "pinned"], &set.join("maps/pm_counters"))?;
+    let values = dump[key]["formatted"]["values"].as_array().with_context(|| format!("{dump}"))?;
+    Ok(values.iter().filter_map(|value| value["value"].as_u64()).sum())
 }
 
 /// After a failed test, whose gateway can't.

@@ -11,7 +11,7 @@ use aya::{
 };
 use aya_log::EbpfLogger;
 
-use super::{Cgroup, Error, Pins};
+use super::{Cgroup, Error, Logger, Pins};
 
 /// The programs that a link attaches to the cgroup; the verdict program is the SOCKHASH's.
 const LINKED: [&str; 3] = ["pm_peername4", "pm_peername6", "pm_enrol"];
@@ -105,7 +105,7 @@ fn cgroup_of(link: u32) -> Option<u64> {
 pub fn verdict_again(
     pins: &Pins,
     sockets: &SockHash<MapData, u64>,
-) -> Result<(SkSkb, Option<EbpfLogger<&'static dyn log::Log>>), Error> {
+) -> Result<(SkSkb, Option<Logger>), Error> {
     const NAME: &str = "pm_verdict";
     let mut verdict = step("open", NAME, SkSkb::from_pin(pins.program(NAME), SkSkbKind::StreamVerdict))?;
     let attached = step("attach", NAME, verdict.attach(sockets.fd()))?;

@@ -85,15 +85,17 @@ pub struct Kernel {
     settings: Array<MapData, Shared<Settings>>,
     counters: PerCpuArray<MapData, u64>,
     events: RingBuf<MapData>,
-    logger: Option<EbpfLogger<&'static dyn log::Log>>,
+    logger: Option<Logger>,
     _programs: Programs,
 }
 
 #[expect(dead_code, reason = "held, so that they live and a look at this process shows them")]
 enum Programs {
     Loaded(Ebpf, Vec<PinnedLink>),
-    Adopted(SkSkb, Vec<PinnedLink>),
+    Adopted(Box<SkSkb>, Vec<PinnedLink>),
 }
+
+type Logger = EbpfLogger<&'static dyn log::Log>;
 
 /// The object that build.rs made of gateway-ebpf.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/gateway-ebpf"));
@@ -144,7 +146,7 @@ impl Kernel {
             counters: attach::pinned(pins, "pm_counters")?,
             events: attach::pinned(pins, "pm_events")?,
             logger,
-            _programs: Programs::Adopted(verdict, links),
+            _programs: Programs::Adopted(Box::new(verdict), links),
         };
         kernel.forget_routes()?;
         Ok(kernel)
