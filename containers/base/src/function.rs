@@ -16,7 +16,7 @@ use handoff::{ListenFds, MAX_BATCH, PoolListener, Purpose};
 use rustls::AlertDescription;
 
 use crate::{
-    http::{self, Identity, Service, Shared},
+    http::{self, AccessLog, Identity, Service, Shared},
     moves::{Agreements, Luggage, Moving, Origin, State},
     options::Options,
     pool::{self, Assignee},
@@ -60,6 +60,8 @@ where
                 linger: worker.linger.clone(),
                 stop: worker.stop.clone(),
                 mover: worker.mover.clone(),
+                tally: worker.tally.clone(),
+                access_log: options.access_log.then(AccessLog::default),
             });
             let service = make();
             let acceptor = acceptor.clone();

@@ -57,6 +57,10 @@ pub struct Options {
     #[arg(long, env = "POINTSMAN_GATEWAY_UID", value_name = "UID")]
     pub gateway_uid: Option<u32>,
 
+    /// Write a line of JSON to standard output for each answer
+    #[arg(long, env = "POINTSMAN_ACCESS_LOG", value_parser = clap::builder::FalseyValueParser::new())]
+    pub access_log: bool,
+
     #[command(flatten)]
     limits: LimitOptions,
 }

@@ -23,6 +23,7 @@ use tokio::{
 };
 
 use crate::{
+    http::Tally,
     linger::Linger,
     moves::{Luggage, Mover, Moving, Post},
     pool::Pool,
@@ -57,6 +58,7 @@ pub struct Worker {
     pub linger: Linger,
     pub stop: Stop,
     pub(crate) mover: Mover,
+    pub(crate) tally: Tally,
     open: Arc<Open>,
     ticking: Rc<Cell<bool>>,
     /// Each pool connection's other end sees how busy this worker is.
@@ -141,6 +143,7 @@ where
             }
         };
         worker.ends.borrow_mut().push(Rc::downgrade(&end));
+        worker.tally.report_to(end.get_ref().status());
         let post = Rc::new(Post::new(end));
         worker.mover.gateway_came(&post);
         let receiver = Receiver {
@@ -154,6 +157,7 @@ where
             if let Err(error) = receiver.receive().await {
                 tracing::warn!(%error, "a gateway's connection failed");
             }
+            receiver.end_reports();
             drop(counted);
         });
     }
@@ -228,6 +232,7 @@ impl Worker {
 
     fn publish(&self) {
         let open = self.open.connections.load(Ordering::Relaxed);
+        self.tally.set_open(open);
         self.ends.borrow_mut().retain(|end| {
             let Some(end) = end.upgrade() else { return false };
             end.get_ref().status().set_open(open);
@@ -293,6 +298,13 @@ where
             Err(error) => {
                 tracing::warn!(id = moved.connection.id, %error, "a connection that came from another function was closed");
             }
+        }
+    }
+
+    /// The gateway is gone, unless this worker stops: then it reads on to the end of the last request.
+    fn end_reports(&self) {
+        if !self.worker.stop.is_requested() {
+            self.worker.tally.forget(self.post.end().get_ref().status());
         }
     }
 

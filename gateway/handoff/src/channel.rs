@@ -5,6 +5,8 @@ use std::{
     mem::MaybeUninit,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
     path::Path,
+    sync::Arc,
+    time::Duration,
     vec::Drain,
 };
 
@@ -16,6 +18,7 @@ use rustix::{
         RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
         SendAncillaryMessage, SendFlags, Shutdown, recvmsg, sendmsg, shutdown,
     },
+    time::{ClockId, clock_gettime},
 };
 
 use crate::{
@@ -202,7 +205,7 @@ impl AsRawFd for GatewayEnd {
 /// The instance's end of a pool connection, and its status page.
 pub struct InstanceEnd {
     socket: OwnedFd,
-    status: StatusWriter,
+    status: Arc<StatusWriter>,
 }
 
 /// What the instance receives.
@@ -232,7 +235,7 @@ pub struct ReceiveBuffer {
 impl InstanceEnd {
     /// Says HELLO on a new pool connection, with a status page made for it.
     pub fn greet(connection: PoolConnection, hello: &Hello) -> Result<Self, Error> {
-        let status = StatusWriter::create()?;
+        let status = Arc::new(StatusWriter::create()?);
         let mut bytes = Bytes::new();
         message::encode_hello(hello, &mut bytes);
         send(connection.socket.as_fd(), &[&bytes], &[status.as_fd()])
@@ -240,7 +243,8 @@ impl InstanceEnd {
         Ok(Self { socket: connection.socket, status })
     }
 
-    pub fn status(&self) -> &StatusWriter {
+    /// The page may be written to after the end is gone, because the gateway reads it for as long as it counts.
+    pub fn status(&self) -> &Arc<StatusWriter> {
         &self.status
     }
 
@@ -295,6 +299,7 @@ impl InstanceEnd {
                 descriptors.clear();
                 return Err(error);
             }
+            self.count_waits(connections);
             return Ok(Received::Connections(connections.drain(..).zip(descriptors.drain(..))));
         }
         let decoded = decode_gateway_message(message);
@@ -311,6 +316,14 @@ impl InstanceEnd {
             (GatewayMessage::Grant(grant), _) => Ok(Received::Grant(grant)),
             (GatewayMessage::Flight(flight), _) => Ok(Received::Flight(flight)),
             (GatewayMessage::Revoke(worker), _) => Ok(Received::Revoke(worker)),
+        }
+    }
+
+    fn count_waits(&self, connections: &[Connection]) {
+        let now_ns = monotonic_ns();
+        for connection in connections {
+            let wait_ns = now_ns.saturating_sub(connection.accepted_at_ns);
+            self.status.counters().wait(Duration::from_nanos(wait_ns));
         }
     }
 
@@ -398,6 +411,12 @@ fn receive(socket: BorrowedFd, bytes: &mut [u8], mut take: impl FnMut(OwnedFd)) 
         return Ok(Datagram::Closed);
     }
     Ok(Datagram::Message { length: message.bytes, complete: !message.flags.contains(ReturnFlags::CTRUNC) })
+}
+
+/// The clock that a gateway on this host stamps connections with.
+fn monotonic_ns() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
 fn retry<T>(transient: Errno, mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {

@@ -2,6 +2,7 @@
 //!
 //! The gateway holds a [`GatewayEnd`], the instance an [`InstanceEnd`]; `docs/wire.md` shows what passes between them.
 mod channel;
+mod counters;
 mod directory;
 mod error;
 pub mod listen_fds;
@@ -15,6 +16,7 @@ pub use channel::{
     Arrivals, FromInstance, GatewayEnd, Greeting, InstanceEnd, MessageBuffer, ReceiveBuffer, Received,
     SendError,
 };
+pub use counters::{BUCKETS, Counters, Counts, DURATION_BOUNDS, Histogram, Kind, Method, WAIT_BOUNDS};
 pub use directory::FunctionsDirectory;
 pub use error::Error;
 pub use listen_fds::ListenFds;

@@ -11,7 +11,7 @@ use rustix::{
     io::Errno,
 };
 
-use crate::Error;
+use crate::{Counters, Counts, Error};
 
 /// One page of the smallest size that Linux has.
 pub const STATUS_PAGE_BYTES: usize = 4096;
@@ -19,14 +19,17 @@ pub const STATUS_PAGE_BYTES: usize = 4096;
 /// A page that could shrink would kill its reader by SIGBUS, and one that could lose its seals could shrink.
 const NEEDED_SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::SEAL);
 
+const COUNTED_BYTES: usize = 16 + size_of::<Counters>();
+
 /// Shared memory, so both ends agree on it as they do on a message; native byte order, as it never leaves the host.
 #[repr(C)]
 struct Page {
     taken: AtomicU64,
     open: AtomicU32,
     draining: AtomicU32,
+    counters: Counters,
     /// Zero; counters to come begin here.
-    reserved: [u8; STATUS_PAGE_BYTES - 16],
+    reserved: [u8; STATUS_PAGE_BYTES - COUNTED_BYTES],
 }
 
 const _: () = assert!(size_of::<Page>() == STATUS_PAGE_BYTES && align_of::<Page>() <= 16);
@@ -65,6 +68,11 @@ impl StatusWriter {
     /// Asks the gateway to choose others from now on.
     pub fn set_draining(&self) {
         self.page().draining.store(1, Relaxed);
+    }
+
+    /// The counters of what the worker does; its thread alone writes them.
+    pub fn counters(&self) -> &Counters {
+        &self.page().counters
     }
 
     fn page(&self) -> &Page {
@@ -121,6 +129,11 @@ impl StatusReader {
         self.page().draining.load(Relaxed) != 0
     }
 
+    /// What the worker has counted so far.
+    pub fn counts(&self) -> Counts {
+        self.page().counters.read()
+    }
+
     fn page(&self) -> &Page {
         // SAFETY: as in the writer; the map is read-only and so is every access.
         unsafe { &*self.map.as_ptr().cast::<Page>() }
@@ -139,7 +152,8 @@ fn create_memfd() -> rustix::io::Result<OwnedFd> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Write;
+    use crate::{Kind, Method};
+    use std::{io::Write, time::Duration};
 
     fn reader_of(writer: &StatusWriter) -> StatusReader {
         StatusReader::open(writer.as_fd().try_clone_to_owned().unwrap()).unwrap()
@@ -155,8 +169,10 @@ mod tests {
         writer.set_open(7);
         writer.set_draining();
         assert_eq!((reader.taken(), reader.open_connections(), reader.draining()), (65, 7, true));
+        writer.counters().request(Kind::new(Method::Get, 200), Duration::from_millis(3));
         drop(writer);
         assert_eq!((reader.taken(), reader.open_connections()), (65, 7));
+        assert_eq!(reader.counts().requests[&Kind::new(Method::Get, 200)].count(), 1);
     }
 
     #[test]

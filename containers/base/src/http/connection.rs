@@ -5,6 +5,7 @@ use std::{
     mem::{self, MaybeUninit},
     pin::{Pin, pin},
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -19,6 +20,7 @@ use tokio::{
 };
 
 use super::{
+    access::{self, AccessLog, Entry},
     exchange::{Exchange, Next},
     head::{Fields, Framing, Head, HeadScan},
     incoming::Incoming,
@@ -28,6 +30,7 @@ use super::{
     response::{self, Coding, Persistence},
     route::{Identity, Route},
     service::Service,
+    tally::{self, Tally},
     upgrade::{Handover, OnUpgrade, Upgraded},
 };
 use crate::{
@@ -52,6 +55,8 @@ pub struct Shared {
     pub linger: Linger,
     pub stop: Stop,
     pub mover: Mover,
+    pub tally: Tally,
+    pub access_log: Option<AccessLog>,
 }
 
 /// Between two requests this is a stream, and what was read from it and belongs to no request yet.
@@ -100,7 +105,7 @@ pub enum Finish {
 pub(super) enum Judged {
     Serve(Exchange),
     /// Answered without a handler, and the connection goes on if it can.
-    Refuse(Reject, Persistence, Coding),
+    Refuse(Method, Reject, Persistence, Coding),
     /// Another function's: nothing of it is consumed.
     Leave(Leave),
 }
@@ -110,7 +115,7 @@ pub(super) struct Leave {
     pub function: FunctionName,
     length: usize,
     /// For an answer in the other function's place.
-    is_head: bool,
+    method: Method,
     persistence: Persistence,
 }
 
@@ -159,7 +164,9 @@ impl<'a> Connection<'a> {
                 },
                 Err(end) => return Finish::End(end),
             };
-            match exchange.run(self, service).await {
+            let next = exchange.run(self, service).await;
+            exchange.account(self);
+            match next {
                 Next::Request => {}
                 Next::End(end) => return Finish::End(end),
                 Next::Upgrade(handover) => return Finish::Upgrade(handover),
@@ -199,9 +206,8 @@ impl<'a> Connection<'a> {
         };
         self.input.advance(leave.length);
         self.requests += 1;
-        let length = reject.text_bytes();
-        let coding =
-            if leave.is_head { Coding::None { length: Some(length) } } else { Coding::Length(length) };
+        self.account(Some(&leave.method), reject);
+        let coding = Coding::for_reject(&leave.method, reject);
         self.answer(reject, persistence, coding);
         if persistence == Persistence::Close { Err(End::Linger) } else { Ok(None) }
     }
@@ -242,13 +248,15 @@ impl<'a> Connection<'a> {
             match judged {
                 Ok(Judged::Serve(exchange)) => return Poll::Ready(Ok(Asked::Serve(exchange))),
                 Ok(Judged::Leave(leave)) => return Poll::Ready(Ok(Asked::Leave(leave))),
-                Ok(Judged::Refuse(reject, persistence, coding)) => {
+                Ok(Judged::Refuse(method, reject, persistence, coding)) => {
+                    self.account(Some(&method), reject);
                     self.answer(reject, persistence, coding);
                     if persistence == Persistence::Close {
                         return Poll::Ready(Err(End::Linger));
                     }
                 }
                 Err(reject) => {
+                    self.account(None, reject);
                     self.refuse(reject);
                     return Poll::Ready(Err(End::Linger));
                 }
@@ -340,20 +348,21 @@ impl<'a> Connection<'a> {
             Route::NotFound if head.keep_alive && head.framing == Framing::Length(0) => {
                 self.input.advance(length);
                 self.requests += 1;
-                let coding = coding(Reject::NO_FUNCTION);
-                Ok(Judged::Refuse(Reject::NO_FUNCTION, Persistence::kept(head.version), coding))
+                let (kept, coding) = (Persistence::kept(head.version), coding(Reject::NO_FUNCTION));
+                Ok(Judged::Refuse(head.method, Reject::NO_FUNCTION, kept, coding))
             }
             Route::NotFound => {
-                Ok(Judged::Refuse(Reject::NO_FUNCTION, Persistence::Close, coding(Reject::NO_FUNCTION)))
+                let coding = coding(Reject::NO_FUNCTION);
+                Ok(Judged::Refuse(head.method, Reject::NO_FUNCTION, Persistence::Close, coding))
             }
             Route::Foreign(function) => {
                 let stays = head.keep_alive && head.framing == Framing::Length(0);
                 let persistence = if stays { Persistence::kept(head.version) } else { Persistence::Close };
-                let is_head = head.method == Method::HEAD;
-                Ok(Judged::Leave(Leave { function, length, is_head, persistence }))
+                Ok(Judged::Leave(Leave { function, length, method: head.method, persistence }))
             }
             Route::Misdirected => {
-                Ok(Judged::Refuse(Reject::MISDIRECTED, Persistence::Close, coding(Reject::MISDIRECTED)))
+                let coding = coding(Reject::MISDIRECTED);
+                Ok(Judged::Refuse(head.method, Reject::MISDIRECTED, Persistence::Close, coding))
             }
             Route::Malformed => Err(Reject::bad_request("The request target is malformed.")),
         }
@@ -375,8 +384,27 @@ impl<'a> Connection<'a> {
             request.extensions_mut().insert(on_upgrade);
             exchange.offer(handover);
         }
+        if self.shared.access_log.is_some() {
+            exchange.remember_target(&request);
+        }
         exchange.ask(request);
         Ok(Judged::Serve(exchange))
+    }
+
+    /// Counts an answer without a handler; it takes no time that is worth a look at the clock.
+    fn account(&self, method: Option<&Method>, reject: Reject) {
+        let counted = method.map_or(handoff::Method::Other, tally::counted);
+        self.shared.tally.count(counted, Some(reject.status.as_u16()), Duration::ZERO);
+        if let Some(log) = &self.shared.access_log {
+            log.write(Entry {
+                method: method.map(Method::as_str),
+                path: None,
+                status: Some(reject.status.as_u16()),
+                bytes: reject.text_bytes(),
+                duration_us: 0,
+                peer: access::peer(self.stream.socket()),
+            });
+        }
     }
 
     /// Answers a request that can't be understood, after which nothing can.

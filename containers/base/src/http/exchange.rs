@@ -4,22 +4,25 @@ use std::{
     io, mem,
     pin::{Pin, pin},
     task::{Context, Poll},
+    time::Instant,
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request, Response, StatusCode, Version, response::Parts};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version, response::Parts};
 use http_body::Frame;
 
 use super::{
+    access::{self, Entry},
     body::{Body, BodyError, Demand},
     connection::{Connection, End},
-    head::Head,
+    head::{Head, OriginalUri},
     incoming::{Incoming, Taken},
     limits::NUDGES,
     panics,
     reject::Reject,
     response::{self, Coding, Persistence},
     service::{BoxError, Service},
+    tally,
     upgrade::Handover,
 };
 use crate::timer::Wait;
@@ -45,6 +48,13 @@ pub struct Exchange {
     answer: Answer,
     /// The client sent more, or ended its side, while it waited; nothing else can be learnt by looking again.
     looked_up: bool,
+    begun: Instant,
+    /// The answer's, once there is one.
+    status: Option<StatusCode>,
+    /// Of the answer's body, so far.
+    body_bytes: u64,
+    /// Kept only for the access log.
+    target: Option<Uri>,
 }
 
 /// How far the answer has come.
@@ -104,12 +114,39 @@ impl Exchange {
             handover: None,
             answer: Answer::Awaited,
             looked_up: false,
+            begun: Instant::now(),
+            status: None,
+            body_bytes: 0,
+            target: None,
         }
     }
 
     /// The handler may change the protocol.
     pub(super) fn offer(&mut self, handover: Handover) {
         self.handover = Some(handover);
+    }
+
+    /// What the access log will say that was asked for.
+    pub(super) fn remember_target(&mut self, request: &Request<Body>) {
+        self.target = request.extensions().get().map(|OriginalUri(target)| target.clone());
+    }
+
+    /// Counts the request and its answer, when both are over.
+    pub(super) fn account(&self, connection: &Connection<'_>) {
+        let duration = self.begun.elapsed();
+        let status = self.status.map(|status| status.as_u16());
+        let shared = connection.shared;
+        shared.tally.count(tally::counted(&self.method), status, duration);
+        if let Some(log) = &shared.access_log {
+            log.write(Entry {
+                method: Some(self.method.as_str()),
+                path: self.target.as_ref().map(Uri::path),
+                status,
+                bytes: self.body_bytes,
+                duration_us: u64::try_from(duration.as_micros()).unwrap_or(u64::MAX),
+                peer: access::peer(connection.stream.socket()),
+            });
+        }
     }
 
     /// The request for the handler.
@@ -125,8 +162,7 @@ impl Exchange {
         match (failure, &self.answer) {
             (Failure::Lost(error), _) => Next::End(End::Lost(error)),
             (Failure::Reject(reject), Answer::Awaited | Answer::Ready(..)) => {
-                let coding = Coding::for_reject(&self.method, reject);
-                connection.answer(reject, Persistence::Close, coding);
+                self.reject(connection, reject);
                 Next::End(End::Linger)
             }
             (_, Answer::Begun(coding)) => {
@@ -137,11 +173,16 @@ impl Exchange {
                 Next::End(End::Lost(io::Error::other("the answer was cut short")))
             }
             (Failure::Cut, _) => {
-                let coding = Coding::for_reject(&self.method, Reject::FAILED);
-                connection.answer(Reject::FAILED, Persistence::Close, coding);
+                self.reject(connection, Reject::FAILED);
                 Next::End(End::Linger)
             }
         }
+    }
+
+    fn reject(&mut self, connection: &mut Connection<'_>, reject: Reject) {
+        let coding = Coding::for_reject(&self.method, reject);
+        (self.status, self.body_bytes) = (Some(reject.status), reject.text_bytes());
+        connection.answer(reject, Persistence::Close, coding);
     }
 
     async fn serve<S: Service>(
@@ -201,6 +242,7 @@ impl Exchange {
         if head.status == StatusCode::SWITCHING_PROTOCOLS
             && let Some(handover) = self.handover.take()
         {
+            self.status = Some(head.status);
             let flat = connection.output.flat();
             response::write_head(flat, &head, Coding::None { length: None }, Persistence::Upgrade);
             return Ok(Some(handover));
@@ -213,6 +255,7 @@ impl Exchange {
         if response::asks_to_close(&head.headers) || coding == Coding::UntilClose {
             self.persistence = Persistence::Close;
         }
+        self.status = Some(head.status);
         self.answer = Answer::Ready(head, coding);
         Ok(None)
     }
@@ -270,6 +313,7 @@ impl Exchange {
                 return Ok(true);
             }
         };
+        self.body_bytes += data.len() as u64;
         match &mut self.answer {
             Answer::Begun(Coding::Length(left)) => {
                 let Some(rest) = left.checked_sub(data.len() as u64) else {

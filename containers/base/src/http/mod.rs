@@ -1,4 +1,5 @@
 //! HTTP/1.1 on one connection; the modules stand in the order in which a request passes through them.
+mod access;
 mod body;
 mod chunked;
 mod connection;
@@ -13,14 +14,17 @@ mod reject;
 mod response;
 mod route;
 mod service;
+mod tally;
 mod upgrade;
 
+pub use access::AccessLog;
 pub use body::{Body, BodyError};
 pub use connection::{Connection, Shared};
 pub use head::OriginalUri;
 pub use limits::Limits;
 pub use route::Identity;
 pub use service::{BoxError, Service};
+pub use tally::Tally;
 pub use upgrade::{NotUpgraded, OnUpgrade, Upgraded};
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Body, Connection, Identity, Limits, Service, connection::Shared};
+use super::{Body, Connection, Identity, Limits, Service, Tally, connection::Shared};
 use crate::{
     linger::Linger,
     moves::{Mover, Origin},
@@ -54,6 +54,8 @@ fn shared(limits: Limits) -> Shared {
         linger: Linger::default(),
         stop: Stop::default(),
         mover: Mover::default(),
+        tally: Tally::default(),
+        access_log: None,
     }
 }
 

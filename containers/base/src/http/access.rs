@@ -1,0 +1,117 @@
+//! The access log: a line of JSON for each answer, on standard output.
+use std::{
+    cell::RefCell,
+    io::{self, Write},
+    net::SocketAddr,
+    os::fd::AsFd,
+    rc::Rc,
+    time::Duration,
+};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use serde::Serialize;
+use tokio::{task::spawn_local, time::sleep};
+
+use crate::socket::Socket;
+
+/// What a pipe takes whole or not at all (PIPE_BUF, pipe(7)), so that lines of several workers don't mix, and what it
+/// surely has room for when it says that it is writable.
+const BATCH_BYTES: usize = 4096;
+
+/// Lines wait this long for others to be written with.
+const BATCH_TIME: Duration = Duration::from_millis(100);
+
+/// A longer path would not fit into a batch with everything else.
+const PATH_BYTES: usize = 1024;
+
+/// One per worker.
+#[derive(Clone, Default)]
+pub struct AccessLog(Rc<RefCell<Batch>>);
+
+#[derive(Default)]
+struct Batch {
+    lines: Vec<u8>,
+    /// Lines that nobody took; whoever waits for his log serves nobody.
+    dropped: u64,
+    scheduled: bool,
+}
+
+/// A request and its answer. What could not be read of the request is left out.
+#[derive(Serialize)]
+pub struct Entry<'a> {
+    pub method: Option<&'a str>,
+    /// Without the query, which may hold what is not for a log.
+    pub path: Option<&'a str>,
+    pub status: Option<u16>,
+    /// Of the answer's body.
+    pub bytes: u64,
+    pub duration_us: u64,
+    pub peer: Option<SocketAddr>,
+}
+
+/// The client's address, as it was written to connect: IPv4 also on a listener for both families.
+pub fn peer(socket: &Socket) -> Option<SocketAddr> {
+    let address = socket.peer().ok()?.get()?;
+    Some(SocketAddr::new(address.ip().to_canonical(), address.port()))
+}
+
+impl AccessLog {
+    /// Must be called within a worker.
+    pub fn write(&self, mut entry: Entry<'_>) {
+        entry.path = entry.path.map(|path| &path[..path.floor_char_boundary(PATH_BYTES)]);
+        let mut line = Vec::with_capacity(256);
+        if serde_json::to_writer(&mut line, &entry).is_err() {
+            return;
+        }
+        line.push(b'\n');
+        let mut batch = self.0.borrow_mut();
+        if batch.lines.len() + line.len() > BATCH_BYTES {
+            batch.flush();
+        }
+        batch.lines.extend_from_slice(&line);
+        if !batch.scheduled {
+            batch.scheduled = true;
+            let log = self.clone();
+            spawn_local(async move {
+                sleep(BATCH_TIME).await;
+                let mut batch = log.0.borrow_mut();
+                batch.scheduled = false;
+                batch.flush();
+            });
+        }
+    }
+}
+
+impl Batch {
+    fn flush(&mut self) {
+        let lines = self.lines.iter().filter(|&&byte| byte == b'\n').count() as u64;
+        let stdout = io::stdout();
+        if self.dropped > 0 && is_writable(&stdout) {
+            let report = format!("{{\"dropped\":{}}}\n", self.dropped);
+            if stdout.lock().write_all(report.as_bytes()).is_ok() {
+                self.dropped = 0;
+            }
+        }
+        let written = is_writable(&stdout)
+            && stdout.lock().write_all(&self.lines).and_then(|()| stdout.lock().flush()).is_ok();
+        if !written {
+            self.dropped += lines;
+        }
+        self.lines.clear();
+    }
+}
+
+/// Whoever stops with a worker writes what is left.
+impl Drop for Batch {
+    fn drop(&mut self) {
+        if !self.lines.is_empty() {
+            self.flush();
+        }
+    }
+}
+
+fn is_writable(output: &impl AsFd) -> bool {
+    let mut files = [PollFd::new(output.as_fd(), PollFlags::POLLOUT)];
+    poll(&mut files, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+        && files[0].revents().is_some_and(|events| events.contains(PollFlags::POLLOUT))
+}
