@@ -43,3 +43,4 @@ mod reload;
 mod restarts;
 mod routing;
 mod segmentation;
+mod waiting;

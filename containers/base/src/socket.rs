@@ -145,6 +145,12 @@ impl Socket {
     fn register(&mut self) -> io::Result<()> {
         // A connection that outlives its first answer sends small segments that must not wait for each other.
         self.send_small_segments_at_once()?;
+        // It may wait for long, and then it shall not depend on the gateway's programs.
+        match self.nudge() {
+            // Our side has ended; the client's may go on.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+            result => result?,
+        }
         self.state = match mem::replace(&mut self.state, State::Lost) {
             State::Bare { stream, .. } => self.peer.settle_on_error(|| {
                 stream.set_nonblocking(true)?;
@@ -309,6 +315,22 @@ mod tests {
         assert!(SockRef::from(&socket.fd().unwrap()).tcp_nodelay().unwrap());
         drop(client);
         assert_eq!(socket.read(&mut bytes).await.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn waiting_is_possible_on_one_side_and_no_way_to_miss_a_reset() {
+        let (mut socket, mut client) = pair();
+        socket.shutdown_write().unwrap();
+        let sent = tokio::task::spawn_blocking(move || client.write_all(b"late").map(|()| client));
+        let mut bytes = [0; 16];
+        assert_eq!(socket.read(&mut bytes).await.unwrap(), 4);
+
+        let (mut socket, client) = pair();
+        SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
+        drop(client);
+        let error = socket.watch().unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+        drop(sent.await.unwrap());
     }
 
     #[tokio::test]
