@@ -10,7 +10,7 @@ use std::{convert::Infallible, process::ExitCode, sync::Arc};
 use base::Body;
 use http::{
     HeaderName, HeaderValue, Method, Request, Response, StatusCode,
-    header::{ALLOW, CONTENT_ENCODING, CONTENT_TYPE, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS},
+    header::{ALLOW, CONNECTION, CONTENT_ENCODING, CONTENT_TYPE, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS},
 };
 
 use parameters::Parameters;
@@ -67,9 +67,12 @@ async fn resize(workshop: &Workshop, request: Request<Body>) -> Result<picture::
 
 fn refuse(refusal: &Refusal) -> Response<Body> {
     let mut response = text(refusal.status(), format!("{refusal}\n"));
-    if response.status() == StatusCode::SERVICE_UNAVAILABLE {
-        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
-    }
+    match refusal {
+        Refusal::Saturated => response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1")),
+        // The rest of its body is not waited for (RFC 9110 §15.5.9).
+        Refusal::TooSlow => response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close")),
+        _ => None,
+    };
     response
 }
 

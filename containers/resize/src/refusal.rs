@@ -5,7 +5,7 @@ use image::ImageError;
 use crate::{
     geometry::{MAX_OUTPUT_PIXELS, MAX_OUTPUT_SIDE},
     picture::{MAX_DECODED_BYTES, MAX_PIXELS, MAX_SIDE},
-    workshop::MAX_BODY_BYTES,
+    workshop::{MAX_BODY_BYTES, UPLOAD_TIMEOUT},
 };
 
 #[derive(Debug, thiserror::Error)]
@@ -18,6 +18,8 @@ pub enum Refusal {
     Empty,
     #[error("The body did not arrive as a whole.")]
     Interrupted,
+    #[error("The body took more than {} s to arrive.", UPLOAD_TIMEOUT.as_secs())]
+    TooSlow,
     #[error("The body has more than {} MiB.", MAX_BODY_BYTES >> 20)]
     TooManyBytes,
     #[error("The body is not a PNG, JPEG or WebP picture.")]
@@ -46,6 +48,7 @@ impl Refusal {
         match self {
             Self::Parameters(_) | Self::Empty | Self::Interrupted => StatusCode::BAD_REQUEST,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
+            Self::TooSlow => StatusCode::REQUEST_TIMEOUT,
             Self::TooManyBytes => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnknownFormat | Self::ContentEncoding => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::TooManyPixels { .. }

@@ -94,3 +94,23 @@ fn a_worker_serves_others_while_a_picture_is_made() {
     let result = image::load_from_memory(&body(&mut busy, &head)).unwrap();
     assert_eq!(result.dimensions(), (2048, 2048));
 }
+
+#[test]
+fn slow_clients_leave_room_for_others() {
+    let function = Function::start(env!("CARGO_BIN_EXE_resize"), &["--workers", "1"]);
+    let pool = function.connect();
+    // More than fit, if what they may send were set aside for them.
+    let mut slow: Vec<_> = (0..20).map(|_| serve(&pool)).collect();
+    let unbounded =
+        "POST /function/resize HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n";
+    for (number, client) in slow.iter_mut().enumerate() {
+        let announced = post("width=16", 32 << 20, "") + "x";
+        client.write_all([unbounded, &announced][number % 2].as_bytes()).unwrap();
+    }
+    let picture = picture(64);
+    let mut other = serve(&pool);
+    other.write_all(post("width=16", picture.len(), "").as_bytes()).unwrap();
+    other.write_all(&picture).unwrap();
+    let head = head(&mut other);
+    assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
+}
