@@ -90,6 +90,7 @@ fn malformed_requests(verdicts: Verdicts) -> Result<()> {
         (400, "GET /function/echo HTTX/1.1\r\nHost: x\r\n\r\n"),
         (400, "GET echo HTTP/1.1\r\nHost: x\r\n\r\n"),
         (400, "GET ftp://x/function/echo HTTP/1.1\r\nHost: x\r\n\r\n"),
+        (400, "GET http://x:80@y/function/echo HTTP/1.1\r\nHost: x\r\n\r\n"),
     ] {
         let mut client = stack.client()?;
         client.send(request.as_bytes())?;
