@@ -16,6 +16,7 @@ use nix::{
 use socket2::Socket;
 use tokio::{
     io::{Interest, unix::AsyncFd},
+    task::yield_now,
     time::Instant,
 };
 
@@ -84,6 +85,8 @@ pub struct Gateway {
     ready: Vec<Ready>,
     /// What found no instance, the oldest first.
     unplaced: VecDeque<Ready>,
+    /// Whose connections are accepted first in the next turn.
+    first: Protocol,
     paused_until: Option<Instant>,
     not_enrolled_was_said: bool,
     /// Until when what is under way may still arrive, once the gateway was told to stop.
@@ -95,7 +98,7 @@ pub struct Gateway {
 enum Wake {
     Signal,
     Reload,
-    Accept(Protocol),
+    Accept,
     Events,
     Complete,
     Instances,
@@ -119,6 +122,7 @@ impl Gateway {
             pending: Pending::new(parts.head_timeout, parts.pending_capacity),
             ready: Vec::with_capacity(ACCEPT_BATCH),
             unplaced: VecDeque::new(),
+            first: Protocol::Http,
             paused_until: None,
             not_enrolled_was_said: false,
             closes_at: None,
@@ -135,7 +139,7 @@ impl Gateway {
                 Wake::Signal if self.closes_at.is_some() => break,
                 Wake::Signal => self.close(),
                 Wake::Reload => self.reload(Instant::now()),
-                Wake::Accept(protocol) => self.accept(protocol),
+                Wake::Accept => {}
                 Wake::Events => self.take_events(),
                 Wake::Complete => self.look_again(),
                 Wake::Instances => {
@@ -144,9 +148,14 @@ impl Gateway {
                 }
                 Wake::Timer => self.expire(Instant::now()),
             }
+            let more = self.accept_from_both();
             self.hand_over();
             if self.is_done() {
                 break;
+            }
+            if more {
+                // Under load the loop never waits, and the runtime asks epoll for other events only while it does.
+                yield_now().await;
             }
         }
         self.refuse_all_held();
@@ -187,8 +196,8 @@ impl Gateway {
             _ = readable(Some(&self.waiting)) => Wake::Complete,
             () = self.instances.changed() => Wake::Instances,
             () = at(deadline) => Wake::Timer,
-            _ = readable(Some(&self.http)), if accepting => Wake::Accept(Protocol::Http),
-            _ = readable(Some(&self.https)), if accepting => Wake::Accept(Protocol::Https),
+            _ = readable(Some(&self.http)), if accepting => Wake::Accept,
+            _ = readable(Some(&self.https)), if accepting => Wake::Accept,
         }
     }
 
@@ -232,7 +241,23 @@ impl Gateway {
         }
     }
 
-    fn accept(&mut self, protocol: Protocol) {
+    /// Accepts in every turn, whatever it was for, and from both listeners, so that no event and no flood of one port
+    /// keeps the other waiting. A listener that isn't ready costs nothing. True when there may be more.
+    fn accept_from_both(&mut self) -> bool {
+        let (first, second) = match self.first {
+            Protocol::Http => (Protocol::Http, Protocol::Https),
+            Protocol::Https => (Protocol::Https, Protocol::Http),
+        };
+        self.first = second;
+        let more = self.accept(first);
+        self.accept(second) || more
+    }
+
+    /// True when it took a whole batch.
+    fn accept(&mut self, protocol: Protocol) -> bool {
+        if self.paused_until.is_some() {
+            return false;
+        }
         let (now, now_ns) = (Instant::now(), monotonic_ns());
         for _ in 0..ACCEPT_BATCH {
             let listener = match protocol {
@@ -254,16 +279,17 @@ impl Gateway {
                     };
                     self.judge(accepted, name);
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
                 Err(error) if is_shortage(&error) => {
                     tracing::warn!(%error, pause = ?ACCEPT_PAUSE, "accepting pauses");
                     self.paused_until = Some(now + ACCEPT_PAUSE);
-                    return;
+                    return false;
                 }
                 // The connection's own error (accept(2)): it is gone, the next one may be well.
                 Err(error) => tracing::debug!(%error, "a connection failed before it was accepted"),
             }
         }
+        true
     }
 
     /// Reads the verdict that came with `accept`, or looks for one.

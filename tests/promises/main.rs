@@ -21,6 +21,7 @@ mod back_pressure;
 mod bodies;
 mod configuration;
 mod differential;
+mod fairness;
 mod faults;
 mod functions;
 mod hellos;

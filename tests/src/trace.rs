@@ -65,6 +65,13 @@ pub fn report(trace: &str) -> Result<Report> {
     Ok(report)
 }
 
+/// The listeners of all connections that were accepted, in the order of acceptance.
+pub fn listeners(trace: &str) -> Vec<i64> {
+    let calls = trace.lines().filter_map(Call::parse).filter(|call| call.name == "accept4");
+    let accepted = calls.filter(|call| call.result.is_some_and(|fd| fd >= 0));
+    accepted.filter_map(|call| call.arguments.first().copied()).collect()
+}
+
 /// One line of a trace: a call's beginning, its end, or both.
 struct Call<'a> {
     name: &'a str,
@@ -125,6 +132,7 @@ mod tests {
         let report = report(trace).unwrap();
         assert_eq!(report.accepted, 2);
         assert_eq!(report.reads.len(), 2, "{report:?}");
+        assert_eq!(listeners(trace), [5]);
         assert!(super::report("1 io_uring_setup(8, {}) = 4\n").is_err());
     }
 }

@@ -1,0 +1,78 @@
+//! A crowd at one port keeps the other port's clients waiting for a turn of the loop, not for its end.
+use std::{fs, io::Write, net::TcpStream, process::Command};
+
+use anyhow::{Context, Result, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use tests::{
+    PATIENCE, Stack, Verdicts,
+    hello::Hello,
+    probe::{self, Outcome, Port},
+    process::Process,
+    programs,
+    stack::host,
+    trace,
+};
+
+in_both_modes!(one_at_the_https_port, one_at_the_http_port);
+
+/// Many turns of the loop, and fewer than the listener's queue holds.
+const CROWD: usize = 3000;
+
+fn one_at_the_https_port(verdicts: Verdicts) -> Result<()> {
+    one_beside_a_crowd(verdicts, Port::Https)
+}
+
+fn one_at_the_http_port(verdicts: Verdicts) -> Result<()> {
+    one_beside_a_crowd(verdicts, Port::Http)
+}
+
+fn one_beside_a_crowd(verdicts: Verdicts, port: Port) -> Result<()> {
+    let crowded = if port == Port::Http { Port::Https } else { Port::Http };
+    for comes_early in [true, false] {
+        let mut stack = Stack::start(verdicts);
+        let gateway = Pid::from_raw(stack.gateway().id());
+        let file = stack.folder().join("trace");
+        let mut command = Command::new(programs::client("strace", "strace"));
+        command.args(["-f", "-e", "trace=accept4", "-o"]).arg(&file).args(["-p", &gateway.to_string()]);
+        let mut strace = Process::spawn("strace", &mut command, None);
+        strace.wait_for_line("attached").context("strace must be allowed to attach (ptrace)")?;
+        kill(gateway, Signal::SIGSTOP)?;
+        let mut crowd = (0..CROWD).map(|_| begin(&stack, crowded, "nobody")).collect::<Result<Vec<_>>>()?;
+        let early = comes_early.then(|| begin(&stack, port, "echo")).transpose()?;
+        kill(gateway, Signal::SIGCONT)?;
+        probe::outcome(&stack, crowded, &mut crowd[0]).context("the first of the crowd")?;
+        let mut one = early.map_or_else(|| begin(&stack, port, "echo"), Ok)?;
+        let outcome = probe::outcome(&stack, port, &mut one)?;
+        ensure!(outcome == Outcome::Function("echo".into()), "{outcome:?}");
+        for client in &mut crowd {
+            probe::outcome(&stack, crowded, client)?;
+        }
+        strace.signal(Signal::SIGINT);
+        strace.wait();
+        let listeners = trace::listeners(&fs::read_to_string(&file)?);
+        ensure!(listeners.len() > CROWD, "strace saw {} connections", listeners.len());
+        let place = listeners.iter().position(|&listener| {
+            listeners.iter().filter(|&&other| other == listener).count() <= listeners.len() - CROWD
+        });
+        let place = place.context("the one was never accepted")?;
+        ensure!(place < CROWD / 2, "{place} of {CROWD} were accepted first, early: {comes_early}");
+    }
+    Ok(())
+}
+
+/// A connection with a whole first flight.
+fn begin(stack: &Stack, port: Port, function: &str) -> Result<TcpStream> {
+    let (mut socket, flight) = match port {
+        Port::Http => {
+            let head = format!("GET /function/{function} HTTP/1.1\r\nHost: x\r\n\r\n");
+            (stack.connect_http()?, head.into_bytes())
+        }
+        Port::Https => (stack.connect_https()?, Hello::named(host(function).as_bytes()).bytes()),
+    };
+    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.write_all(&flight)?;
+    Ok(socket)
+}
