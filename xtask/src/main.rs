@@ -6,6 +6,7 @@ use clap::{Parser, Subcommand};
 
 mod authority;
 mod doctor;
+mod invitation;
 mod licences;
 mod lint;
 mod packages;

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use std::{env, io};
 
 use anyhow::{Context, Result, bail};
+use nix::libc::EAFNOSUPPORT;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl;
 use nix::sys::signal::{SigSet, Signal, kill};
@@ -20,6 +21,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::{Pid, geteuid};
 use toml::{Table, Value};
 
+use crate::invitation::{self, Started};
 use crate::progress::announce;
 
 /// Follows the configuration on standard input; TOML can't hold it.
@@ -88,7 +90,7 @@ pub fn serve(plan: &Plan, mut config: Table, parent: Option<BorrowedFd<'_>>) -> 
         // Owned by the struct only when both run; a failed start ends the first one by its parent-death signal.
         gateway: start(&program, "gateway", &file)?,
     };
-    let functions = started_functions(&config);
+    let functions = Started::all(&config);
     let outcome = watch(&events, parent, &mut processes, &addresses, &functions, &plan.authority);
     let stopped = processes.stop(&events);
     let succeeded = outcome? && stopped?;
@@ -101,7 +103,7 @@ fn watch(
     parent: Option<BorrowedFd<'_>>,
     processes: &mut Processes,
     addresses: &Addresses,
-    functions: &[String],
+    functions: &[Started],
     authority: &Path,
 ) -> Result<bool> {
     let began = Instant::now();
@@ -120,15 +122,20 @@ fn watch(
             return Ok(false);
         }
         if !ready {
-            let silent: Vec<_> =
-                functions.iter().filter(|function| !answers(addresses.http, function)).cloned().collect();
-            let late = began.elapsed() > READY_WITHIN;
-            if addresses.https_answers() && (silent.is_empty() || late) {
+            let mut silent: Vec<_> = functions
+                .iter()
+                .map(|function| function.name.as_str())
+                .filter(|name| !answers(addresses.http, name))
+                .collect();
+            if !addresses.https_answers() {
+                silent.push("the HTTPS port");
+            }
+            if silent.is_empty() || began.elapsed() > READY_WITHIN {
                 ready = true;
-                for function in &silent {
-                    announce(&format!("{function} does not answer yet; the log says why"));
+                for who in &silent {
+                    announce(&format!("{who} does not answer yet; the log says why"));
                 }
-                print!("{}", addresses.invitation(functions, authority));
+                print!("{}", invitation::text(addresses.http, addresses.https, functions, authority));
                 // A closed standard output is no reason to stop serving.
                 let _ = io::stdout().flush();
             }
@@ -317,6 +324,9 @@ impl Addresses {
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
                     bail!("port {} is in use by another program; choose another with {flag}", address.port())
                 }
+                Err(error) if error.raw_os_error() == Some(EAFNOSUPPORT) => {
+                    bail!("this machine has no IPv6; listen at 0.0.0.0:{} with {flag}", address.port())
+                }
                 Err(error) => return Err(error).with_context(|| format!("cannot listen at {address}")),
             }
         }
@@ -328,43 +338,6 @@ impl Addresses {
         exchange(self.https, "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
             .is_some_and(|answer| !answer.is_empty())
     }
-
-    fn invitation(&self, functions: &[String], authority: &Path) -> String {
-        let (http, https) = (host_and_port(self.http), self.https.port());
-        let curl = format!("curl --cacert {}", authority.display());
-        let resolve = |name: &str| match loopback(self.https.ip()) {
-            // curl knows by itself where *.localhost is.
-            true => String::new(),
-            false => format!(" --resolve {name}:{https}:{}", self.https.ip()),
-        };
-        let mut text = String::from("\nReady. Ctrl-C ends it and leaves nothing behind.\n\n");
-        let mut line = |line: String| {
-            text.push_str("  ");
-            text.push_str(&line);
-            text.push('\n');
-        };
-        for function in functions {
-            let (query, data) = match function.as_str() {
-                "echo" => ("", " -d hi"),
-                "hello" => ("?name=you", ""),
-                "resize" => ("?width=320", " --data-binary @picture.png -o small.png"),
-                _ => ("", ""),
-            };
-            let name = format!("{function}.localhost");
-            line(format!("curl 'http://{http}/function/{function}{query}'{data}"));
-            line(format!("{curl}{} 'https://{name}:{https}/{query}'{data}", resolve(&name)));
-        }
-        text.push('\n');
-        text
-    }
-}
-
-fn loopback(ip: IpAddr) -> bool {
-    ip.is_loopback() || ip.is_unspecified()
-}
-
-fn host_and_port(address: SocketAddr) -> String {
-    if loopback(address.ip()) { format!("localhost:{}", address.port()) } else { address.to_string() }
 }
 
 /// True when somebody else than the refusal function for absent ones answers.
@@ -377,12 +350,8 @@ fn answers(http: SocketAddr, function: &str) -> bool {
 
 /// The first bytes of the answer.
 fn exchange(address: SocketAddr, request: &str) -> Option<Vec<u8>> {
-    let target = match address.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => SocketAddr::from((Ipv4Addr::LOCALHOST, address.port())),
-        IpAddr::V6(ip) if ip.is_unspecified() => SocketAddr::from((Ipv6Addr::LOCALHOST, address.port())),
-        _ => address,
-    };
-    let mut stream = TcpStream::connect_timeout(&target, PROBE_TIMEOUT).ok()?;
+    let connect = |target| TcpStream::connect_timeout(&target, PROBE_TIMEOUT).ok();
+    let mut stream = targets(address).into_iter().find_map(connect)?;
     stream.set_read_timeout(Some(PROBE_TIMEOUT)).ok()?;
     stream.write_all(request.as_bytes()).ok()?;
     let mut answer = vec![0; 64];
@@ -391,13 +360,16 @@ fn exchange(address: SocketAddr, request: &str) -> Option<Vec<u8>> {
     Some(answer)
 }
 
-fn started_functions(config: &Table) -> Vec<String> {
-    let functions = config.get("functions").and_then(Value::as_table);
-    let functions = functions.into_iter().flatten();
-    functions
-        .filter(|(_, function)| function.get("command").is_some())
-        .map(|(name, _)| name.clone())
-        .collect()
+/// Where a listener can be reached from here; `[::]` takes both families, and one of them may be switched off.
+fn targets(listener: SocketAddr) -> Vec<SocketAddr> {
+    let ips: &[IpAddr] = match listener.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => &[IpAddr::V4(Ipv4Addr::LOCALHOST)],
+        IpAddr::V6(ip) if ip.is_unspecified() => {
+            &[IpAddr::V6(Ipv6Addr::LOCALHOST), IpAddr::V4(Ipv4Addr::LOCALHOST)]
+        }
+        _ => return vec![listener],
+    };
+    ips.iter().map(|&ip| SocketAddr::new(ip, listener.port())).collect()
 }
 
 pub fn strings(value: &Value) -> Vec<String> {
@@ -414,25 +386,6 @@ mod tests {
     }
 
     #[test]
-    fn the_curl_lines_need_no_resolve_on_this_machine() {
-        let functions = ["echo".to_owned(), "hello".to_owned()];
-        let text = addresses("[::]:8080", "[::]:8443").invitation(&functions, Path::new("/ca.pem"));
-        assert!(text.contains("curl 'http://localhost:8080/function/echo' -d hi\n"), "{text}");
-        assert!(text.contains("curl --cacert /ca.pem 'https://hello.localhost:8443/?name=you'\n"), "{text}");
-    }
-
-    #[test]
-    fn the_curl_lines_reach_another_address() {
-        let functions = ["echo".to_owned()];
-        let text = addresses("10.1.2.3:80", "10.1.2.3:443").invitation(&functions, Path::new("/ca.pem"));
-        assert!(text.contains("http://10.1.2.3:80/function/echo"), "{text}");
-        assert!(
-            text.contains("--resolve echo.localhost:443:10.1.2.3 'https://echo.localhost:443/'"),
-            "{text}"
-        );
-    }
-
-    #[test]
     fn a_busy_port_is_one_sentence_with_the_remedy() {
         let busy = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = busy.local_addr().unwrap().port();
@@ -442,8 +395,19 @@ mod tests {
     }
 
     #[test]
-    fn only_functions_with_a_command_are_awaited() {
-        let config: Table = "[functions.a]\ncommand = [\"/a\"]\n[functions.b]\n".parse().unwrap();
-        assert_eq!(started_functions(&config), ["a"]);
+    fn a_listener_of_both_families_is_reached_by_the_one_that_there_is() {
+        let answerer = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = answerer.local_addr().unwrap().port();
+        let answered = std::thread::spawn(move || {
+            let (mut client, _) = answerer.accept().unwrap();
+            client.read_exact(&mut [0; 3]).unwrap();
+            client.write_all(b"yes").unwrap();
+        });
+        // Nobody listens at this port of [::1], as where IPv6 is switched off.
+        assert_eq!(
+            exchange(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port), "hi?").as_deref(),
+            Some(&b"yes"[..])
+        );
+        answered.join().unwrap();
     }
 }
