@@ -34,6 +34,10 @@ pub fn judge(bytes: &[u8], routes: &Routes) -> Look {
     }
 }
 
+/// A look puts the message together anew. Waiting for one part in so many more keeps all looks together linear in what
+/// is sent, into however many records that is cut.
+const PARTS_A_LOOK: usize = 8;
+
 /// Why there is no complete handshake message.
 enum Short {
     Needs { bytes: usize },
@@ -44,25 +48,31 @@ enum Short {
 fn message(bytes: &[u8]) -> Result<Vec<u8>, Short> {
     let mut message = Vec::new();
     let mut rest = bytes;
+    let mut missing_bytes = 0;
+    let needs = |next_bytes: usize, missing_bytes: usize| {
+        let share = (bytes.len() / PARTS_A_LOOK).min(missing_bytes);
+        Short::Needs { bytes: next_bytes.max(bytes.len() + share) }
+    };
     loop {
         check_header_prefix(rest, message.is_empty()).map_err(Short::Refused)?;
         let consumed = bytes.len() - rest.len();
         let Ok((fragment, header)) = parse_tls_record_header(rest) else {
-            return Err(Short::Needs { bytes: consumed + RECORD_HEADER_BYTES });
+            return Err(needs(consumed + RECORD_HEADER_BYTES, missing_bytes));
         };
         if header.len == 0 || header.len > TLS_PLAINTEXT_BYTES {
             return Err(Short::Refused(Refusal::Malformed));
         }
         let length = usize::from(header.len);
         message.extend(&fragment[..length.min(fragment.len())]);
-        if let Some(total) = message_bytes(&message).map_err(Short::Refused)?
-            && message.len() >= total
-        {
-            message.truncate(total);
-            return Ok(message);
+        if let Some(total) = message_bytes(&message).map_err(Short::Refused)? {
+            if message.len() >= total {
+                message.truncate(total);
+                return Ok(message);
+            }
+            missing_bytes = total - message.len();
         }
         let Some((_, next)) = fragment.split_at_checked(length) else {
-            return Err(Short::Needs { bytes: consumed + RECORD_HEADER_BYTES + length });
+            return Err(needs(consumed + RECORD_HEADER_BYTES + length, missing_bytes));
         };
         rest = next;
     }
@@ -166,5 +176,53 @@ fn host_name(content: &[u8]) -> Result<&[u8], Refusal> {
         Some((_, name)) if 3 + name.len() < list.len() => Err(Refusal::IllegalParameter),
         Some((_, [])) => Err(Refusal::NoFunction),
         Some((_, name)) => Ok(name),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How often a flight is looked at that comes a byte at a time.
+    fn looks(flight: &[u8]) -> usize {
+        let routes = Routes::new(1, [("echo".parse().unwrap(), ["echo.faas.local"])]).unwrap();
+        let mut arrived = 1;
+        for looks in 1.. {
+            match judge(&flight[..arrived], &routes) {
+                Look::Verdict(verdict) => {
+                    assert_eq!(verdict, Verdict::Refused(Refusal::NoFunction));
+                    return looks;
+                }
+                Look::Needs { bytes } => {
+                    assert!(arrived < bytes && bytes <= flight.len(), "{bytes} of {}", flight.len());
+                    arrived = bytes;
+                }
+            }
+        }
+        unreachable!("a flight has an end");
+    }
+
+    /// A hello without a name, in records of this many bytes.
+    fn hello(message_length: u16, record_bytes: usize) -> Vec<u8> {
+        let padding_bytes = message_length - (2 + 32 + 1 + 4 + 2 + 2 + 4);
+        let mut message =
+            [&[MESSAGE_CLIENT_HELLO, 0][..], &message_length.to_be_bytes(), &[3, 3], &[7; 32]].concat();
+        message.extend([0, 0, 2, 0x13, 1, 1, 0]);
+        message.extend((padding_bytes + 4).to_be_bytes());
+        message.extend([0, 21]);
+        message.extend(padding_bytes.to_be_bytes());
+        message.extend(vec![0; padding_bytes.into()]);
+        let record = |part: &[u8]| [&[22, 3, 1][..], &(part.len() as u16).to_be_bytes(), part].concat();
+        message.chunks(record_bytes).flat_map(record).collect()
+    }
+
+    #[test]
+    fn a_flight_in_many_records_is_looked_at_few_times_and_never_waited_for_beyond_its_end() {
+        for record_bytes in [1, 2, 3, 100, 16_000] {
+            for message_length in [60, 300, 16_000] {
+                let looks = looks(&hello(message_length, record_bytes));
+                assert!(looks < 150, "{looks} looks at {message_length} bytes in records of {record_bytes}");
+            }
+        }
     }
 }
