@@ -406,6 +406,7 @@ impl Instances {
     /// Looks at a readable pool connection; true when a worker came up.
     fn look(&mut self, slot: usize, serial: u32, now: Instant) -> bool {
         let Some(instance) = self.slots.get_mut(slot).and_then(Option::as_mut) else { return false };
+        instance.prove(now);
         let failed_before = instance.is_backing_off();
         let number = self.draws.draw();
         let outcome = instance.look(serial, number, now);
@@ -449,11 +450,15 @@ impl Instances {
         let Some(worker) = instance.take_worker(serial) else { return };
         let Instance { function, socket, .. } = &*instance;
         match error {
-            Some(error) => tracing::error!(%function, socket, %error, "{BREACH}"),
+            // Once, and not at each further attempt.
+            Some(error) if !instance.is_backing_off() => {
+                tracing::error!(%function, socket, %error, "{BREACH}");
+            }
+            Some(_) => {}
             None if instance.taking() == 0 => tracing::info!(%function, socket, "instance is down"),
             None => {}
         }
-        if error.is_some() {
+        if error.is_some() || instance.is_unproven() {
             instance.back_off(now);
         }
         self.bury(slot, worker);
@@ -486,10 +491,15 @@ impl Instances {
     /// Drops workers that can't be trusted, begins the next pool connection if one is wanted, frees the slot of an
     /// instance that is gone.
     fn tend(&mut self, slot: usize, now: Instant) {
+        if let Some(instance) = &mut self.slots[slot] {
+            instance.prove(now);
+        }
         while let Some(liar) = self.slots[slot].as_mut().and_then(Instance::take_liar) {
             if let Some(instance) = &mut self.slots[slot] {
-                tracing::error!(function = %instance.function, socket = instance.socket, pid = liar.hello.pid,
-                    "an instance says that it took more connections than it was given, and was dropped");
+                if !instance.is_backing_off() {
+                    tracing::error!(function = %instance.function, socket = instance.socket, pid = liar.hello.pid,
+                        "an instance says that it took more connections than it was given, and was dropped");
+                }
                 instance.back_off(now);
             }
             self.bury(slot, liar);

@@ -14,6 +14,8 @@ use super::{
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 /// The longest pause, because a function that comes back should be served again within this.
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);
+/// One that breaks off sooner after its HELLO is tried again as if it had never come.
+const PROVEN_AFTER: Duration = Duration::from_secs(1);
 
 pub struct Instance {
     pub function: FunctionName,
@@ -30,6 +32,8 @@ pub struct Instance {
     /// Its socket is still in the directory; one that isn't gets nothing new.
     listed: bool,
     pause: Duration,
+    /// When its last HELLO came, until it has proved itself.
+    greeted_at: Option<Instant>,
     retry_at: Option<Instant>,
     refreshed_in: u64,
 }
@@ -72,6 +76,7 @@ impl Instance {
             wanted: 1,
             listed: true,
             pause: Duration::ZERO,
+            greeted_at: None,
             retry_at: None,
             refreshed_in: 0,
         }
@@ -121,7 +126,19 @@ impl Instance {
         self.retry_at = Some(now + self.pause);
     }
 
-    /// Whether attempts have failed since the last HELLO.
+    /// Forgets earlier failures once a worker has lived for a while.
+    pub fn prove(&mut self, now: Instant) {
+        if self.greeted_at.take_if(|at| now.saturating_duration_since(*at) >= PROVEN_AFTER).is_some() {
+            self.pause = Duration::ZERO;
+        }
+    }
+
+    /// Whether it has said HELLO and not proved itself since.
+    pub fn is_unproven(&self) -> bool {
+        self.greeted_at.is_some()
+    }
+
+    /// Whether attempts have failed since it last proved itself.
     pub fn is_backing_off(&self) -> bool {
         !self.pause.is_zero()
     }
@@ -165,7 +182,7 @@ impl Instance {
                 if !same_process {
                     self.number = number;
                 }
-                self.pause = Duration::ZERO;
+                self.greeted_at = Some(now);
                 self.wanted = hello.workers.into();
                 self.workers.push(Worker::new(greeting.serial, greeting.end, hello, status));
                 // So that this round's choices see it.

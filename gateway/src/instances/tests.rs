@@ -536,6 +536,33 @@ async fn an_instance_that_claims_too_much_is_dropped() {
 }
 
 #[tokio::test]
+async fn an_instance_that_breaks_off_behind_its_hello_is_tried_ever_more_slowly() {
+    const ATTEMPTS: u32 = 14;
+    let mut gateway = Gateway::new();
+    let listener = register(gateway.socket("echo.sock").listener());
+    let begun = Instant::now();
+    let accepting = async {
+        for _ in 0..ATTEMPTS {
+            let connection = loop {
+                let mut guard = listener.readable().await.unwrap();
+                match guard.get_inner().accept(&AllowedUids::RootAndOwn).unwrap() {
+                    Some(connection) => break connection,
+                    None => guard.clear_ready(),
+                }
+            };
+            let hello = Hello { worker: 0, workers: 1, pid: 1, features: 0 };
+            drop(InstanceEnd::greet(connection, &hello).unwrap());
+        }
+    };
+    tokio::select! {
+        () = accepting => {}
+        () = gateway.until("this", |_| false) => {}
+    }
+    // Pauses of 1, 2, 4 to 64 ms, and of 100 ms from then on.
+    assert!(begun.elapsed() > Duration::from_millis(127 + 100 * 4), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
 async fn an_instance_without_a_sound_page_is_dropped_and_tried_again() {
     let mut gateway = Gateway::new();
     let socket = gateway.socket("echo.sock");
