@@ -111,12 +111,14 @@ fn limits(verdicts: Verdicts) -> Result<()> {
     let stack = Stack::start(verdicts);
     let request = |target: &str, fields: &str| format!("GET {target} HTTP/1.1\r\nHost: x\r\n{fields}\r\n");
     let long_target = format!("/function/echo?{}", "x".repeat(100_000));
+    let long_authority = format!("http://{}/function/echo", "x".repeat(261));
     let long_miss = format!("/x?{}", "x".repeat(100_000));
     let long_field = format!("X: {}\r\n", "x".repeat(200_000));
     let many_fields: String = (0..5000).map(|number| format!("X-{number}: y\r\n")).collect();
     for (what, request, expected) in [
         ("a long request line", request(&long_target, ""), &[414][..]),
         ("a long request line of nobody's", request(&long_miss, ""), &[414, 404]),
+        ("a long authority", request(&long_authority, ""), &[414]),
         ("a long head", request("/function/echo", &long_field), &[431]),
         ("many fields", request("/function/echo", &many_fields), &[431]),
         ("a long method", format!("{} / HTTP/1.1\r\n\r\n", "A".repeat(100_000)), &[400, 414, 501]),

@@ -97,6 +97,7 @@ impl RequestScan {
                 Step::Refuse(Refusal::UnsupportedVersion)
             }
             TargetStep::Other | TargetStep::NotFound => Step::Refuse(Refusal::NoFunction),
+            TargetStep::TooLong => Step::Refuse(Refusal::TooLong),
             TargetStep::Malformed => Step::Refuse(Refusal::Malformed),
         }
     }
@@ -170,6 +171,7 @@ mod tests {
         refused(&[b'\n'; 17], Refusal::Malformed);
         refused(&[b'A'; 33], Refusal::Malformed);
         refused(b"CONNECT example.org:443 HTTP/1.1", Refusal::Malformed);
+        refused(&[&b"GET http://"[..], &[b'a'; 261]].concat(), Refusal::TooLong);
     }
 
     #[test]

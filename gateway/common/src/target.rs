@@ -46,7 +46,7 @@ pub fn classify(target: &[u8]) -> Target {
             }
             TargetStep::Other => return Target::Other,
             TargetStep::NotFound => return Target::NotFound,
-            TargetStep::Malformed => return Target::Malformed,
+            TargetStep::TooLong | TargetStep::Malformed => return Target::Malformed,
         }
     }
     Target::Malformed
@@ -74,6 +74,8 @@ pub enum TargetStep {
     NameEnd,
     Other,
     NotFound,
+    /// The authority is longer than any can be.
+    TooLong,
     Malformed,
 }
 
@@ -159,7 +161,7 @@ impl TargetScan {
                 TargetStep::More
             }
             b'?' | b'#' | b' ' => TargetStep::Other,
-            _ if self.authority == AUTHORITY_BYTES => TargetStep::Malformed,
+            _ if self.authority == AUTHORITY_BYTES => TargetStep::TooLong,
             _ => {
                 self.authority += 1;
                 TargetStep::More

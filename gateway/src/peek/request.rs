@@ -44,6 +44,7 @@ fn classify(method: &str, target: &[u8], routes: &Routes) -> Option<Look> {
             TargetStep::NameEnd => return Some(Look::Verdict(routes.verdict(&key))),
             TargetStep::Other if method == "PRI" => return Some(refuse(Refusal::UnsupportedVersion)),
             TargetStep::Other | TargetStep::NotFound => return Some(refuse(Refusal::NoFunction)),
+            TargetStep::TooLong => return Some(refuse(Refusal::TooLong)),
             TargetStep::Malformed => return Some(refuse(Refusal::Malformed)),
         }
     }

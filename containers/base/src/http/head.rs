@@ -2,7 +2,10 @@
 use std::mem::MaybeUninit;
 
 use bytes::Bytes;
-use common::{limits::METHOD_BYTES, target};
+use common::{
+    limits::{AUTHORITY_BYTES, METHOD_BYTES},
+    target,
+};
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version,
     header::{CONTENT_LENGTH, HOST},
@@ -122,9 +125,13 @@ impl<'h, 'b> Head<'h, 'b> {
         if method.len() > usize::from(METHOD_BYTES) {
             return Err(Reject::bad_request("The method is too long."));
         }
-        // Userinfo, which no authority of an HTTP request has (RFC 9110 §4.2.4), would hide whose host it is.
-        if target::authority(path.as_bytes()).is_some_and(|authority| !is_authority(authority)) {
-            return Err(malformed_target(()));
+        match target::authority(path.as_bytes()) {
+            Some(authority) if authority.len() > usize::from(AUTHORITY_BYTES) => {
+                return Err(Reject::AUTHORITY_TOO_LONG);
+            }
+            // Userinfo, which no authority of an HTTP request has (RFC 9110 §4.2.4), would hide whose host it is.
+            Some(authority) if !is_authority(authority) => return Err(malformed_target(())),
+            _ => {}
         }
         let version = if minor == 0 { Version::HTTP_10 } else { Version::HTTP_11 };
         let facts = Facts::gather(parsed.headers)?;

@@ -23,6 +23,9 @@ impl Reject {
         self.sentence.len() as u64 + 1
     }
 
+    pub const AUTHORITY_TOO_LONG: Self =
+        Self { status: StatusCode::URI_TOO_LONG, sentence: "The request target's host is too long." };
+
     pub const REQUEST_LINE_TOO_LONG: Self =
         Self { status: StatusCode::URI_TOO_LONG, sentence: "The request line is longer than 8 KiB." };
 

@@ -63,6 +63,7 @@ fn malformed() -> Vec<(u16, Vec<u8>)> {
         (400, head("Host: a, b\r\nHost:\r\n")),
         (400, "GET http://user@a/function/echo HTTP/1.1\r\nHost: a\r\n\r\n".into()),
         (400, "GET http://echo:80@a/function/echo HTTP/1.1\r\nHost: a\r\n\r\n".into()),
+        (414, format!("GET http://{}/function/echo HTTP/1.1\r\nHost: a\r\n\r\n", "a".repeat(261))),
         (400, "GET http://a:b/function/echo HTTP/1.1\r\nHost: a\r\n\r\n".into()),
         // Chunks.
         (400, chunked("x\r\n")),
