@@ -171,7 +171,7 @@ where
             moving: moving.clone(),
             index,
             workers,
-            connections_max: share.max(MAX_BATCH as u32),
+            connections_max: share.min(options.max_connections).max(MAX_BATCH as u32),
             stop_timeout: options.limits().stop_timeout,
         };
         let make = Arc::clone(&make);

@@ -53,6 +53,16 @@ pub struct Options {
     )]
     pub workers: Option<u16>,
 
+    /// Open connections of one worker; more wait in its queue, and then at the gateway
+    #[arg(
+        long,
+        env = "POINTSMAN_MAX_CONNECTIONS",
+        value_name = "N",
+        default_value_t = 16_384,
+        value_parser = clap::value_parser!(u32).range(handoff::MAX_BATCH as i64..)
+    )]
+    pub max_connections: u32,
+
     /// The only user whose gateway is let in [default: root and the function's own user]
     #[arg(long, env = "POINTSMAN_GATEWAY_UID", value_name = "UID")]
     pub gateway_uid: Option<u32>,
@@ -144,9 +154,13 @@ mod tests {
         assert_eq!(options.domains, ["a", "b"]);
         assert_eq!(options.worker_threads(), 3);
         assert_eq!(options.limits().idle_timeout, Duration::from_millis(5));
-        for wrong in
-            [&["x", "--name", "Echo"][..], &["x", "--workers", "0"], &["x", "--certificate", "c.pem"]]
-        {
+        assert_eq!(options.max_connections, 16_384);
+        for wrong in [
+            &["x", "--name", "Echo"][..],
+            &["x", "--workers", "0"],
+            &["x", "--max-connections", "63"],
+            &["x", "--certificate", "c.pem"],
+        ] {
             assert!(Options::try_parse_from(wrong).is_err(), "{wrong:?}");
         }
     }

@@ -197,3 +197,23 @@ fn nonsense_on_a_pool_connection_ends_only_that() {
     client.write_all(GET).unwrap();
     assert!(answer(&mut client).starts_with("HTTP/1.1 200 OK\r\n"));
 }
+
+#[test]
+fn a_worker_takes_no_more_connections_than_it_may() {
+    // A message may carry 64 connections, so none is taken when there is less room.
+    const TAKEN: usize = 100 - 64 + 1;
+    let function = start(&["--workers", "1", "--max-connections", "100"]);
+    let pool = function.connect();
+    let mut clients: Vec<_> = (0..=TAKEN).map(|_| serve(&pool, Protocol::Http, "echo")).collect();
+    for client in &mut clients {
+        client.write_all(GET).unwrap();
+    }
+    let mut last = clients.pop().unwrap();
+    for client in &mut clients {
+        assert!(answer(client).starts_with("HTTP/1.1 200 OK\r\n"));
+    }
+    assert_eq!((pool.status.taken(), pool.status.open_connections()), (TAKEN as u64, TAKEN as u32));
+    drop(clients.pop());
+    assert!(answer(&mut last).starts_with("HTTP/1.1 200 OK\r\n"));
+    assert_eq!(pool.status.taken(), 1 + TAKEN as u64);
+}
