@@ -129,6 +129,21 @@ impl Config {
             fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         parse(path, &text, &programs)
     }
+
+    /// The function's hosts beside the generated ones.
+    pub fn own_hosts(&self, name: FunctionName) -> &[String] {
+        let hosts = self.functions.get(&name).map_or(&[][..], |function| &function.hosts);
+        hosts.get(self.gateway.domains.len()..).unwrap_or_default()
+    }
+
+    /// The hosts of other functions that no domain tells from nobody's.
+    pub fn others_hosts(&self, name: FunctionName) -> Vec<&str> {
+        let is_under =
+            |host: &str, domain: &str| host.strip_suffix(domain).is_some_and(|rest| rest.ends_with('.'));
+        let others = self.functions.keys().filter(|other| **other != name);
+        let hosts = others.flat_map(|other| self.own_hosts(*other)).map(String::as_str);
+        hosts.filter(|host| !self.gateway.domains.iter().any(|domain| is_under(host, domain))).collect()
+    }
 }
 
 impl Config {
@@ -187,6 +202,23 @@ mod tests {
         let program = own_directory().unwrap().join("echo").to_str().unwrap().to_owned();
         assert_eq!(echo.command, Some(vec![program]));
         assert_eq!(echo.hosts, ["echo.faas.local", "echo.localhost"]);
+    }
+
+    #[test]
+    fn a_function_can_be_told_whose_hosts_are_whose() {
+        let text = r#"
+            [gateway]
+            domains = ["example.org"]
+            [functions.a]
+            hosts = ["a.example.com", "pics.example.org"]
+            [functions.b]
+            hosts = ["b.example.com", "notexample.org"]
+        "#;
+        let config = parse(Path::new("/etc/p.toml"), text, Path::new("/")).unwrap();
+        let [a, b] = ["a", "b"].map(|name| name.parse().unwrap());
+        assert_eq!(config.own_hosts(a), ["a.example.com", "pics.example.org"]);
+        assert_eq!(config.others_hosts(a), ["b.example.com", "notexample.org"]);
+        assert_eq!(config.others_hosts(b), ["a.example.com"]);
     }
 
     #[test]

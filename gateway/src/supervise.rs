@@ -133,8 +133,7 @@ fn reread(source: &Source, options: &Options, first: &Config) -> Result<Vec<Want
 
 /// Refusal first, then those that the configuration has a command for.
 fn wanted(config: &Config, options: &Options) -> Result<Vec<Wanted>> {
-    let domains = &config.gateway.domains;
-    let refusal = Program::of_refusal(refusal(options)?, domains)?;
+    let refusal = Program::of_refusal(refusal(options)?)?;
     let mut wanted = vec![Wanted { program: Arc::new(refusal), instances: 1 }];
     for (name, function) in &config.functions {
         let program = Program::of_function(*name, function, config)?;

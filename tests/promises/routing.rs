@@ -14,6 +14,7 @@ in_both_modes!(
     names_that_hit,
     names_that_miss,
     other_functions_requests,
+    hosts_of_ones_own,
     ipv6
 );
 
@@ -164,6 +165,7 @@ fn other_functions_requests(verdicts: Verdicts) -> Result<()> {
         ("/", "hello.faas.local", 421, true),
         ("/x", "HELLO.localhost:8443", 421, true),
         ("https://hello.faas.local/", "echo.faas.local", 421, true),
+        ("https://x:80@hello.faas.local/", "echo.faas.local", 400, true),
         ("/function/Hello", "echo.faas.local", 404, false),
         ("/", "echo.faas.local", 200, false),
         ("/", "localhost", 200, false),
@@ -177,6 +179,31 @@ fn other_functions_requests(verdicts: Verdicts) -> Result<()> {
             client.expect_close().with_context(|| format!("{target} {host}"))?;
         }
     }
+    Ok(())
+}
+
+/// Hosts that the configuration gives to a function are its own, under a domain too, and nobody else's.
+fn hosts_of_ones_own(verdicts: Verdicts) -> Result<()> {
+    let stack = Plan::new(verdicts)
+        .function("pictures", "echo")
+        .configuration("hosts = [\"pics.faas.local\", \"pictures.example\"]\n")
+        .start();
+    for (function, host, status) in [
+        ("pictures", "pics.faas.local", 200),
+        ("pictures", "PICTURES.example:8443", 200),
+        ("pictures", "pictures.localhost", 200),
+        ("pictures", "nobody.example", 200),
+        ("pictures", "echo.faas.local", 421),
+        ("echo", "pics.faas.local", 421),
+        ("echo", "pictures.example", 421),
+        ("echo", "nobody.example", 200),
+    ] {
+        let answer = stack.tls_client(function)?.request("GET", "/", host, None)?;
+        ensure!(answer.status() == status, "{function} {host}: {} {}", answer.status(), answer.text());
+    }
+    let hello = Hello::named(b"pics.faas.local").bytes();
+    let outcome = probe(&stack, Port::Https, &hello, &Manner::default())?;
+    ensure!(outcome == Outcome::Function("pictures".into()), "{outcome:?}");
     Ok(())
 }
 

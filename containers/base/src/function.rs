@@ -16,7 +16,7 @@ use handoff::{ListenFds, MAX_BATCH, PoolListener, Purpose};
 use rustls::AlertDescription;
 
 use crate::{
-    http::{self, AccessLog, Identity, Service, Shared},
+    http::{self, AccessLog, Hosts, Identity, Service, Shared},
     moves::{Agreements, Luggage, Moving, Origin, State},
     options::Options,
     pool::{self, Assignee},
@@ -50,12 +50,13 @@ where
 {
     start(|options, fds| {
         let name = options.function_name().ok_or(StartError::NoName)?;
+        let hosts = Hosts::new(name, &options.domains, &options.hosts, &options.other_hosts);
         let acceptor = acceptor(options, fds)?;
         let moving = moving(options, fds, acceptor.as_ref())?;
         let options = options.clone();
         let make = move |worker: &Worker| {
             let shared = Rc::new(Shared {
-                identity: Identity { name, domains: options.domains.clone() },
+                identity: Identity { name, hosts: hosts.clone() },
                 limits: options.limits(),
                 linger: worker.linger.clone(),
                 stop: worker.stop.clone(),

@@ -27,6 +27,14 @@ pub struct Options {
     )]
     pub domains: Vec<String>,
 
+    /// The function's hosts beside NAME.DOMAIN
+    #[arg(long, env = "POINTSMAN_HOSTS", value_name = "HOST", value_delimiter = ',')]
+    pub hosts: Vec<String>,
+
+    /// Hosts under no domain that are other functions': requests for them are sent away
+    #[arg(long, env = "POINTSMAN_OTHER_HOSTS", value_name = "HOST", value_delimiter = ',')]
+    pub other_hosts: Vec<String>,
+
     /// The certificate chain (PEM); a file passed in LISTEN_FDS as "certificate" comes first
     #[arg(long, env = "POINTSMAN_CERTIFICATE", value_name = "FILE", requires = "key")]
     pub certificate: Option<PathBuf>,

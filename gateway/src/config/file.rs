@@ -20,6 +20,10 @@ use super::{
 /// The kernel's table of routes holds two generations while one replaces the other.
 const MAX_ROUTES: usize = ROUTES / 2;
 
+/// Functions are told whose hosts are whose by variables of their environment, of which the kernel takes none that is
+/// longer than 128 KiB (execve(2), MAX_ARG_STRLEN).
+const HOSTS_BYTES: usize = 120 * 1024;
+
 /// Shorter ones would cut clients at the other end of a satellite link, longer ones would hold what nobody uses.
 const HEAD_TIMEOUT_MS: std::ops::RangeInclusive<u64> = 100..=600_000;
 const DEFAULT_HEAD_TIMEOUT_MS: u64 = 10_000;
@@ -114,11 +118,19 @@ pub fn parse(text: &str, base: &Path, programs: &Path) -> Result<Config, Invalid
             function.moves_to = Some(receivers);
         }
     }
+    let mut hosts_bytes = 0;
     // Own hosts come after all generated ones, so that the line that is shown is the one to change.
     for (key, table) in &file.functions {
         let name = function_name(key)?;
         for host in &table.hosts {
             known.claim(host, name)?;
+            hosts_bytes += host.get_ref().len() + 1;
+            if hosts_bytes > HOSTS_BYTES {
+                let reason = format!(
+                    "with this host all have more than the {HOSTS_BYTES} bytes that functions can be told"
+                );
+                return Err(Invalid::at(host, reason));
+            }
         }
     }
     for (host, name) in known.in_order {
@@ -504,6 +516,16 @@ mod tests {
         // The line shown is that of the host, which can be changed, not that of the name it collides with.
         let (line, reason) = refused("[functions.a]\nhosts = [\"b.localhost\"]\n[functions.b]\n");
         assert!(line == 2 && reason.contains("functions.b"), "line {line}: {reason}");
+    }
+
+    #[test]
+    fn more_hosts_than_functions_can_be_told_are_refused() {
+        let label = "h".repeat(50);
+        let host = |number: usize| format!("\"{label}{number:04}.{label}\",\n");
+        let hosts: String = (0..1159).map(host).collect();
+        assert!(read(&format!("[functions.a]\nhosts = [\n{hosts}]\n")).is_ok());
+        let (line, reason) = refused(&format!("[functions.a]\nhosts = [\n{hosts}{}]\n", host(1159)));
+        assert!(line == 1162 && reason.contains("bytes"), "line {line}: {reason}");
     }
 
     #[test]

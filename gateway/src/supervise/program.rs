@@ -46,6 +46,14 @@ struct Version {
     changed: (i64, i64),
 }
 
+/// By which names a function tells its own requests from others'.
+#[derive(Default)]
+struct Names<'a> {
+    domains: &'a [String],
+    own: &'a [String],
+    others: Vec<&'a str>,
+}
+
 impl Program {
     /// `None` for a function that somebody else starts.
     pub fn of_function(name: FunctionName, function: &Function, config: &Config) -> Result<Option<Self>> {
@@ -53,7 +61,12 @@ impl Program {
         else {
             return Ok(None);
         };
-        let mut environment = environment(name, &function.env, &config.gateway.domains);
+        let names = Names {
+            domains: &config.gateway.domains,
+            own: config.own_hosts(name),
+            others: config.others_hosts(name),
+        };
+        let mut environment = environment(name, &function.env, &names);
         let receivers = config.receivers(&name).map_or("*".to_owned(), |receivers| {
             receivers.iter().map(FunctionName::as_str).collect::<Vec<_>>().join(",")
         });
@@ -71,9 +84,9 @@ impl Program {
     }
 
     /// The built-in function, whose certificate nobody needs: it sends alerts in place of a handshake.
-    pub fn of_refusal(executable: PathBuf, domains: &[String]) -> Result<Self> {
+    pub fn of_refusal(executable: PathBuf) -> Result<Self> {
         let name = REFUSAL.parse().context("the built-in function's name")?;
-        let environment = environment(name, &BTreeMap::new(), domains);
+        let environment = environment(name, &BTreeMap::new(), &Names::default());
         Self { environment, ..Self::bare(name, executable) }.checked(None)
     }
 
@@ -136,11 +149,16 @@ fn files(function: &Function) -> Vec<(&'static str, PathBuf)> {
 fn environment(
     name: FunctionName,
     configured: &BTreeMap<String, String>,
-    domains: &[String],
+    names: &Names<'_>,
 ) -> Vec<(String, String)> {
     let inherited = INHERITED.iter().filter_map(|key| Some((key.to_string(), std::env::var(key).ok()?)));
     let configured = configured.iter().map(|(key, value)| (key.clone(), value.clone()));
-    let agreed = [("POINTSMAN_NAME", name.to_string()), ("POINTSMAN_DOMAINS", domains.join(","))];
+    let agreed = [
+        ("POINTSMAN_NAME", name.to_string()),
+        ("POINTSMAN_DOMAINS", names.domains.join(",")),
+        ("POINTSMAN_HOSTS", names.own.join(",")),
+        ("POINTSMAN_OTHER_HOSTS", names.others.join(",")),
+    ];
     inherited.chain(configured).chain(agreed.map(|(key, value)| (key.to_owned(), value))).collect()
 }
 
@@ -172,7 +190,11 @@ mod tests {
 
     fn config(function: &Function) -> Config {
         let mut config = Config::load(None).unwrap();
-        config.functions.insert("echo".parse().unwrap(), function.clone());
+        let hosts = |names: &[&str]| names.iter().map(|name| name.to_string()).collect();
+        let own = hosts(&["echo.faas.local", "echo.localhost", "pics.faas.local", "echo.example"]);
+        let other = hosts(&["hello.faas.local", "hello.localhost", "greet.faas.local", "hello.example"]);
+        config.functions.insert("echo".parse().unwrap(), Function { hosts: own, ..function.clone() });
+        config.functions.insert("hello".parse().unwrap(), Function { hosts: other, ..Function::default() });
         config
     }
 
@@ -205,6 +227,8 @@ mod tests {
         assert_eq!(variable(&program, "POINTSMAN_NAME"), Some("echo"));
         assert_eq!(variable(&program, "POINTSMAN_DOMAINS"), Some("faas.local,localhost"));
         assert_eq!(variable(&program, "POINTSMAN_MOVES_TO"), Some("*"));
+        assert_eq!(variable(&program, "POINTSMAN_HOSTS"), Some("pics.faas.local,echo.example"));
+        assert_eq!(variable(&program, "POINTSMAN_OTHER_HOSTS"), Some("hello.example"));
         assert_eq!(variable(&program, "PATH"), std::env::var("PATH").ok().as_deref());
         // Cargo sets it for tests; it stands for all that is not a function's business.
         assert!(std::env::var("CARGO_PKG_NAME").is_ok() && variable(&program, "CARGO_PKG_NAME").is_none());

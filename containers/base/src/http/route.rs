@@ -4,14 +4,13 @@ use common::{
     target::{self, Target},
 };
 
-use super::head::split_port;
+use super::hosts::Hosts;
 
 /// Who this function is to its clients.
 #[derive(Clone, Debug)]
 pub struct Identity {
     pub name: FunctionName,
-    /// Under each of these, the first label of a host is a function's name.
-    pub domains: Vec<String>,
+    pub hosts: Hosts,
 }
 
 /// What a request's target and Host decide.
@@ -45,56 +44,46 @@ impl Identity {
             Target::NotFound => Route::NotFound,
             Target::Malformed => Route::Malformed,
             Target::Other if protocol == Protocol::Http => Route::NotFound,
+            // Whose host it is, is the function's to say for which the client came.
+            Target::Other if *home != self.name => Route::Foreign(*home),
             // RFC 9112 §3.2.2: the target's authority wins over Host.
-            Target::Other if self.is_others(home, target::authority(target).or(host)) => Route::Misdirected,
-            Target::Other if *home == self.name => Route::Own { path: 0 },
-            Target::Other => Route::Foreign(*home),
+            Target::Other
+                if target::authority(target).or(host).is_some_and(|host| self.hosts.is_others(host)) =>
+            {
+                Route::Misdirected
+            }
+            Target::Other => Route::Own { path: 0 },
         }
     }
-
-    /// The host is `X.<domain>`, and X is somebody else than the function that the client came for.
-    fn is_others(&self, home: &FunctionName, host: Option<&[u8]>) -> bool {
-        let Some(host) = host else { return false };
-        let (host, _) = split_port(host);
-        // A host name may be written as absolute (RFC 3986 §3.2.2).
-        let host = host.strip_suffix(b".").unwrap_or(host);
-        self.domains.iter().any(|domain| {
-            label_under(domain.as_bytes(), host)
-                .is_some_and(|label| !label.eq_ignore_ascii_case(home.as_bytes()))
-        })
-    }
-}
-
-/// What stands before `.<domain>`.
-fn label_under<'a>(domain: &[u8], host: &'a [u8]) -> Option<&'a [u8]> {
-    let (rest, end) = host.split_at_checked(host.len().checked_sub(domain.len())?)?;
-    let label = rest.strip_suffix(b".")?;
-    (end.eq_ignore_ascii_case(domain) && !label.is_empty()).then_some(label)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn identity() -> Identity {
+        let name = "echo".parse().unwrap();
+        let domains = ["faas.local".to_owned(), "localhost".to_owned()];
+        Identity { name, hosts: Hosts::new(name, &domains, &[], &[]) }
+    }
+
     fn route(protocol: Protocol, target: &str, host: &str) -> Route {
-        let identity = Identity {
-            name: "echo".parse().unwrap(),
-            domains: vec!["faas.local".into(), "localhost".into()],
-        };
+        let identity = identity();
         identity.route(protocol, &identity.name, target.as_bytes(), Some(host.as_bytes()))
     }
 
     #[test]
     fn a_connection_that_moved_here_still_belongs_to_its_home() {
-        let identity = Identity { name: "echo".parse().unwrap(), domains: vec!["faas.local".into()] };
         let hello = "hello".parse().unwrap();
         let route = |target: &str, host: &str| {
-            identity.route(Protocol::Https, &hello, target.as_bytes(), Some(host.as_bytes()))
+            identity().route(Protocol::Https, &hello, target.as_bytes(), Some(host.as_bytes()))
         };
         assert_eq!(route("/function/echo/x", "hello.faas.local"), Route::Own { path: 14 });
-        assert_eq!(route("/x", "hello.faas.local"), Route::Foreign(hello));
-        assert_eq!(route("/x", "echo.faas.local"), Route::Misdirected);
-        assert_eq!(route("*", "hello.faas.local"), Route::Foreign(hello));
+        for target in ["/x", "*", "https://echo.faas.local/"] {
+            for host in ["hello.faas.local", "echo.faas.local"] {
+                assert_eq!(route(target, host), Route::Foreign(hello));
+            }
+        }
     }
 
     #[test]
@@ -146,7 +135,6 @@ mod tests {
         }
         assert_eq!(route(Protocol::Https, "https://hello.localhost/", "echo.localhost"), Route::Misdirected);
         assert_eq!(route(Protocol::Https, "https://echo.localhost/", "x.localhost"), Route::Own { path: 0 });
-        let identity = Identity { name: "echo".parse().unwrap(), domains: vec!["faas.local".into()] };
-        assert_eq!(identity.route(Protocol::Https, &identity.name, b"/", None), Route::Own { path: 0 });
+        assert_eq!(identity().route(Protocol::Https, &identity().name, b"/", None), Route::Own { path: 0 });
     }
 }

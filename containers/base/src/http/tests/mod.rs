@@ -20,7 +20,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Body, Connection, Identity, Limits, Service, Tally, connection::Shared};
+use super::{Body, Connection, Hosts, Identity, Limits, Service, Tally, connection::Shared};
 use crate::{
     linger::Linger,
     moves::{Mover, Origin},
@@ -45,11 +45,10 @@ fn run<T>(test: impl Future<Output = T>) -> T {
 }
 
 fn shared(limits: Limits) -> Shared {
+    let name = "echo".parse().unwrap();
+    let domains = ["faas.local".to_owned(), "localhost".to_owned()];
     Shared {
-        identity: Identity {
-            name: "echo".parse().unwrap(),
-            domains: vec!["faas.local".into(), "localhost".into()],
-        },
+        identity: Identity { name, hosts: Hosts::new(name, &domains, &[], &[]) },
         limits,
         linger: Linger::default(),
         stop: Stop::default(),
