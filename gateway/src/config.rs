@@ -61,7 +61,7 @@ pub struct Function {
     pub key: Option<PathBuf>,
     /// How many processes the supervisor keeps running.
     pub instances: u16,
-    /// Whom the function runs as, if not the supervisor's own user.
+    /// Whom the function runs as, if not a user of its own or, where the supervisor isn't root, the supervisor's.
     pub user: Option<String>,
     pub env: BTreeMap<String, String>,
     /// Functions of one group may receive each other's connections.

@@ -22,6 +22,7 @@ use self::{
     keeper::Event,
     program::Program,
     sockets::Directory,
+    user::Users,
 };
 use crate::{
     config::{Config, REFUSAL, own_directory},
@@ -133,10 +134,11 @@ fn reread(source: &Source, options: &Options, first: &Config) -> Result<Vec<Want
 
 /// Refusal first, then those that the configuration has a command for.
 fn wanted(config: &Config, options: &Options) -> Result<Vec<Wanted>> {
-    let refusal = Program::of_refusal(refusal(options)?)?;
+    let mut users = Users::default();
+    let refusal = Program::of_refusal(refusal(options)?, &mut users)?;
     let mut wanted = vec![Wanted { program: Arc::new(refusal), instances: 1 }];
     for (name, function) in &config.functions {
-        let program = Program::of_function(*name, function, config)?;
+        let program = Program::of_function(*name, function, config, &mut users)?;
         wanted.extend(
             program.map(|program| Wanted { program: Arc::new(program), instances: function.instances }),
         );

@@ -86,3 +86,22 @@ fn echo_tells_what_it_was_asked() -> Result<()> {
     }
     Ok(())
 }
+
+/// A function that is taken over can't signal or trace another one.
+#[test]
+fn each_function_is_a_user_of_its_own() -> Result<()> {
+    let mut stack = Stack::start(Verdicts::Auto);
+    let processes = stack.function_processes();
+    let user = |pid: &i32| -> Result<String> {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let users =
+            status.lines().find_map(|line| line.strip_prefix("Uid:")).context("a process has users")?;
+        Ok(users.trim().to_owned())
+    };
+    let mut users = processes.iter().map(user).collect::<Result<Vec<_>>>()?;
+    ensure!(users.len() == 3, "echo, hello and refusal are {users:?}");
+    users.sort();
+    users.dedup();
+    ensure!(users.len() == 3 && users.iter().all(|user| !user.starts_with("0\t")), "{users:?}");
+    Ok(())
+}

@@ -12,7 +12,7 @@ use common::FunctionName;
 use nix::libc::{O_NOCTTY, O_NONBLOCK};
 use rustix::process::geteuid;
 
-use super::user::User;
+use super::user::{User, Users};
 use crate::config::{Bytes, Config, Function, REFUSAL};
 
 /// All that a function gets of the supervisor's environment: what finds programs, words messages, chooses log levels.
@@ -56,7 +56,12 @@ struct Names<'a> {
 
 impl Program {
     /// `None` for a function that somebody else starts.
-    pub fn of_function(name: FunctionName, function: &Function, config: &Config) -> Result<Option<Self>> {
+    pub fn of_function(
+        name: FunctionName,
+        function: &Function,
+        config: &Config,
+        users: &mut Users,
+    ) -> Result<Option<Self>> {
         let Some((executable, arguments)) = function.command.as_deref().and_then(<[String]>::split_first)
         else {
             return Ok(None);
@@ -80,14 +85,14 @@ impl Program {
             restart_limit: function.restart_limit,
             ..Self::bare(name, PathBuf::from(executable))
         };
-        program.checked(function.user.as_deref()).map(Some)
+        program.checked(function.user.as_deref(), users).map(Some)
     }
 
     /// The built-in function, whose certificate nobody needs: it sends alerts in place of a handshake.
-    pub fn of_refusal(executable: PathBuf) -> Result<Self> {
+    pub fn of_refusal(executable: PathBuf, users: &mut Users) -> Result<Self> {
         let name = REFUSAL.parse().context("the built-in function's name")?;
         let environment = environment(name, &BTreeMap::new(), &Names::default());
-        Self { environment, ..Self::bare(name, executable) }.checked(None)
+        Self { environment, ..Self::bare(name, executable) }.checked(None, users)
     }
 
     /// One that gets nothing but its socket.
@@ -105,14 +110,14 @@ impl Program {
         }
     }
 
-    fn checked(mut self, user: Option<&str>) -> Result<Self> {
+    fn checked(mut self, user: Option<&str>, users: &mut Users) -> Result<Self> {
         let failed = format!("function {} can't be started", self.name);
-        let check = || -> Result<_> {
+        let mut check = || -> Result<_> {
             let mut versions = vec![check_executable(&self.executable)?];
             for file in self.open_files()? {
                 versions.push(Version::of(&file.metadata()?));
             }
-            Ok((versions, User::of_function(user, geteuid())?))
+            Ok((versions, users.of_function(self.name, user, geteuid())?))
         };
         (self.versions, self.user) = check().context(failed)?;
         Ok(self)
@@ -199,7 +204,8 @@ mod tests {
     }
 
     fn prepare(function: &Function) -> Result<Program, String> {
-        let program = Program::of_function("echo".parse().unwrap(), function, &config(function));
+        let program =
+            Program::of_function("echo".parse().unwrap(), function, &config(function), &mut Users::default());
         program.map(Option::unwrap).map_err(|error| format!("{error:#}"))
     }
 
@@ -212,7 +218,11 @@ mod tests {
     fn who_has_no_command_is_not_started() {
         let function = Function { command: None, ..function(&[]) };
         let config = config(&function);
-        assert!(Program::of_function("echo".parse().unwrap(), &function, &config).unwrap().is_none());
+        assert!(
+            Program::of_function("echo".parse().unwrap(), &function, &config, &mut Users::default())
+                .unwrap()
+                .is_none()
+        );
     }
 
     #[test]

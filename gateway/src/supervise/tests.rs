@@ -27,7 +27,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{child::Child, user::User, *};
+use super::{child::Child, *};
 use crate::{
     config::Bytes,
     logs::Logs,
@@ -171,7 +171,7 @@ fn script(name: &str, text: &str) -> Program {
     let mut program = Program::bare(name.parse().unwrap(), PathBuf::from("/bin/sh"));
     program.arguments = vec!["-c".to_owned(), text.to_owned()];
     program.environment = vec![("PATH".to_owned(), "/usr/bin:/bin".to_owned())];
-    program.user = User::of_function(None, geteuid()).unwrap();
+    program.user = Users::default().of_function(name.parse().unwrap(), None, geteuid()).unwrap();
     program
 }
 
