@@ -16,6 +16,7 @@ use handoff::{ListenFds, MAX_BATCH, PoolListener, Purpose};
 use rustls::AlertDescription;
 
 use crate::{
+    direct::{Listeners, ListenersError},
     http::{self, AccessLog, Hosts, Identity, Service, Shared},
     moves::{Agreements, Luggage, Moving, Origin, State},
     options::Options,
@@ -24,7 +25,7 @@ use crate::{
     socket::Socket,
     stream::Stream,
     tls::{self, Acceptor, TlsStream},
-    worker::{self, Connection, Plan, Worker},
+    worker::{self, Connection, Direct, Plan, Worker},
 };
 
 /// Serves a tower service until the process is asked to stop.
@@ -100,9 +101,11 @@ enum StartError {
     #[error("the sockets that the parent passed: {0}")]
     ListenFds(#[from] handoff::listen_fds::ListenFdsError),
     #[error(
-        "no socket named `pool` was passed in LISTEN_FDS: functions are started by `pointsman supervise` or by systemd"
+        "no socket named `pool`, `http` or `https` was passed in LISTEN_FDS: functions are started by `pointsman supervise` or by systemd"
     )]
-    NoPool,
+    NoSocket,
+    #[error("{0}")]
+    Listeners(#[from] ListenersError),
     #[error("the socket named `pool`: {0}")]
     Pool(handoff::Error),
     #[error("the function has no name: give it one with --name")]
@@ -156,8 +159,11 @@ where
     let mut fds = ListenFds::take()?;
     process::harden().map_err(StartError::Harden)?;
     let connections = process::raise_descriptor_limit().map_err(StartError::Descriptors)?;
-    let pool = fds.remove("pool").ok_or(StartError::NoPool)?;
-    let listener = PoolListener::new(pool).map_err(StartError::Pool)?;
+    let listener = fds.remove("pool").map(PoolListener::new).transpose().map_err(StartError::Pool)?;
+    let listeners = Listeners::take(&mut fds)?;
+    if listener.is_none() && listeners.is_empty() {
+        return Err(StartError::NoSocket);
+    }
     let Prepared { make, moving } = prepare(options, &mut fds)?;
     let make = Arc::new(make);
     drop(fds);
@@ -176,9 +182,16 @@ where
             stop_timeout: options.limits().stop_timeout,
         };
         let make = Arc::clone(&make);
+        let direct = match listeners.is_empty() {
+            true => None,
+            false => Some(Direct {
+                listeners: listeners.try_clone().map_err(StartError::Thread)?,
+                name: options.function_name().ok_or(StartError::NoName)?,
+            }),
+        };
         let thread = thread::Builder::new()
             .name(format!("worker-{index}"))
-            .spawn(move || worker::run(&plan, pools, |worker| make(worker)))
+            .spawn(move || worker::run(&plan, pools, direct, |worker| make(worker)))
             .map_err(StartError::Thread)?;
         assignees.push(assignee);
         threads.push(thread);

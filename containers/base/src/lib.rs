@@ -1,4 +1,5 @@
 //! What every function stands on: receiving connections, TLS, HTTP/1.1, one call to serve.
+mod direct;
 mod function;
 mod http;
 mod linger;

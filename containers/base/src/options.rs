@@ -9,7 +9,8 @@ use crate::{http::Limits, moves::Policy};
 /// Serves one function behind Pointsman.
 ///
 /// A function takes its listening socket, named "pool", from LISTEN_FDS: it is started by `pointsman supervise` or by a
-/// systemd socket unit, and the gateway hands client connections over to it.
+/// systemd socket unit, and the gateway hands client connections over to it. Listening TCP sockets named "http" and
+/// "https" are served too, by themselves or beside it: such a function needs no gateway, and every connection is its own.
 #[derive(Clone, Debug, Parser)]
 #[command(version)]
 pub struct Options {

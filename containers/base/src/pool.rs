@@ -61,8 +61,10 @@ impl Drop for Counted {
 }
 
 /// Accepts until the process is asked to stop. Dropping the workers' ends then is what stops them.
+///
+/// Without a listener there are no gateways, only clients that connect to the workers.
 pub(crate) fn accept_until_stopped(
-    listener: PoolListener,
+    listener: Option<PoolListener>,
     allowed: &AllowedUids,
     workers: Vec<Assignee>,
 ) -> io::Result<()> {
@@ -71,11 +73,19 @@ pub(crate) fn accept_until_stopped(
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         tokio::select! {
-            result = accept(listener, allowed, &workers) => result,
+            Some(result) = gateways(listener, allowed, &workers) => result,
             _ = terminate.recv() => Ok(()),
             _ = interrupt.recv() => Ok(()),
         }
     })
+}
+
+async fn gateways(
+    listener: Option<PoolListener>,
+    allowed: &AllowedUids,
+    workers: &[Assignee],
+) -> Option<io::Result<()>> {
+    Some(accept(listener?, allowed, workers).await)
 }
 
 async fn accept(listener: PoolListener, allowed: &AllowedUids, workers: &[Assignee]) -> io::Result<()> {

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use common::Protocol;
+use common::{FunctionName, Protocol};
 use handoff::{Hello, InstanceEnd, InstanceMessage, MAX_BATCH, Move, Purpose, ReceiveBuffer, Received};
 use pin_project_lite::pin_project;
 use tokio::{
@@ -23,6 +23,7 @@ use tokio::{
 };
 
 use crate::{
+    direct::Listeners,
     http::Tally,
     linger::Linger,
     moves::{Luggage, Mover, Moving, Post},
@@ -77,6 +78,12 @@ pub(crate) struct Plan {
     pub stop_timeout: Duration,
 }
 
+/// What a worker listens at besides its pool connections.
+pub(crate) struct Direct {
+    pub listeners: Listeners,
+    pub name: FunctionName,
+}
+
 #[derive(Default)]
 struct Open {
     connections: AtomicU32,
@@ -104,6 +111,7 @@ impl Drop for Held {
 pub(crate) fn run<H, F>(
     plan: &Plan,
     pools: mpsc::UnboundedReceiver<Pool>,
+    direct: Option<Direct>,
     make: impl FnOnce(&Worker) -> H,
 ) -> io::Result<()>
 where
@@ -112,15 +120,19 @@ where
 {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let tasks = LocalSet::new();
-    runtime.block_on(tasks.run_until(work(plan, pools, make)));
+    runtime.block_on(tasks.run_until(work(plan, pools, direct, make)));
     drop(tasks);
     // A handler's blocking call has had its time, like every other request in progress.
     runtime.shutdown_background();
     Ok(())
 }
 
-async fn work<H, F>(plan: &Plan, mut pools: mpsc::UnboundedReceiver<Pool>, make: impl FnOnce(&Worker) -> H)
-where
+async fn work<H, F>(
+    plan: &Plan,
+    mut pools: mpsc::UnboundedReceiver<Pool>,
+    direct: Option<Direct>,
+    make: impl FnOnce(&Worker) -> H,
+) where
     H: Fn(Connection) -> F + 'static,
     F: Future<Output = ()> + 'static,
 {
@@ -128,6 +140,9 @@ where
     let features = if mover.is_some() { Hello::MOVES } else { 0 };
     let worker = Worker { mover: mover.unwrap_or_default(), ..Worker::default() };
     let handler = Rc::new(make(&worker));
+    if let Some(Direct { listeners, name }) = direct {
+        listeners.serve(name, &worker, plan.connections_max, &handler);
+    }
     let buffer = Rc::new(RefCell::new(ReceiveBuffer::new()));
     while let Some(pool) = pools.recv().await {
         let hello = Hello { worker: plan.index, workers: plan.workers, pid: std::process::id(), features };
@@ -217,7 +232,7 @@ impl Worker {
 
     /// Keeps a timer armed while there are connections: the runtime wakes itself, by a system call, for each timer that
     /// is the earliest one, and a connection's never is when this one exists.
-    fn tick(&self) {
+    pub(crate) fn tick(&self) {
         if self.ticking.replace(true) {
             return;
         }
@@ -230,7 +245,7 @@ impl Worker {
         });
     }
 
-    fn publish(&self) {
+    pub(crate) fn publish(&self) {
         let open = self.open.connections.load(Ordering::Relaxed);
         self.tally.set_open(open);
         self.ends.borrow_mut().retain(|end| {
@@ -238,6 +253,48 @@ impl Worker {
             end.get_ref().status().set_open(open);
             true
         });
+    }
+}
+
+/// How connections come in, whichever way.
+impl Worker {
+    /// Gives a connection to a task of its own.
+    pub(crate) fn serve<H, F>(
+        &self,
+        record: &handoff::Connection,
+        fd: OwnedFd,
+        luggage: Option<Box<Luggage>>,
+        handler: &H,
+    ) where
+        H: Fn(Connection) -> F,
+        F: Future<Output = ()> + 'static,
+    {
+        let serving = handler(Connection {
+            id: record.id,
+            accepted_at_ns: record.accepted_at_ns,
+            luggage,
+            protocol: record.protocol,
+            purpose: record.purpose,
+            socket: Socket::new(fd, record.peer),
+            held: Held::new(&self.open),
+        });
+        spawn_local(Published { serving, worker: self.clone() });
+    }
+
+    fn is_full(&self, connections_max: u32) -> bool {
+        let open = self.open.connections.load(Ordering::Relaxed);
+        open.saturating_add(MAX_BATCH as u32) > connections_max
+    }
+
+    /// Waits until another message's descriptors fit: what isn't taken stays with the gateway, which notices.
+    pub(crate) async fn room(&self, connections_max: u32) {
+        loop {
+            let changed = self.open.changed.notified();
+            if !self.is_full(connections_max) {
+                return;
+            }
+            changed.await;
+        }
     }
 }
 
@@ -257,7 +314,7 @@ where
 {
     async fn receive(&self) -> Result<(), handoff::Error> {
         loop {
-            self.room().await;
+            self.worker.room(self.connections_max).await;
             let mut ready = self.post.end().ready().await.map_err(handoff::Error::Receive)?;
             loop {
                 match self.post.end().get_ref().receive(&mut self.buffer.borrow_mut()) {
@@ -283,7 +340,7 @@ where
                     Err(error @ handoff::Error::OutOfDescriptors { .. }) => tracing::error!(%error),
                     Err(error) => return Err(error),
                 }
-                if self.is_full() {
+                if self.worker.is_full(self.connections_max) {
                     break;
                 }
             }
@@ -309,33 +366,7 @@ where
     }
 
     fn spawn(&self, record: &handoff::Connection, fd: OwnedFd, luggage: Option<Box<Luggage>>) {
-        let connection = Connection {
-            id: record.id,
-            accepted_at_ns: record.accepted_at_ns,
-            luggage,
-            protocol: record.protocol,
-            purpose: record.purpose,
-            socket: Socket::new(fd, record.peer),
-            held: Held::new(&self.worker.open),
-        };
-        let serving = (self.handler)(connection);
-        spawn_local(Published { serving, worker: self.worker.clone() });
-    }
-
-    fn is_full(&self) -> bool {
-        let open = self.worker.open.connections.load(Ordering::Relaxed);
-        open.saturating_add(MAX_BATCH as u32) > self.connections_max
-    }
-
-    /// Waits until another message's descriptors fit: what isn't taken stays with the gateway, which notices.
-    async fn room(&self) {
-        loop {
-            let changed = self.worker.open.changed.notified();
-            if !self.is_full() {
-                return;
-            }
-            changed.await;
-        }
+        self.worker.serve(record, fd, luggage, &*self.handler);
     }
 }
 
