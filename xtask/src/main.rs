@@ -4,11 +4,14 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod apt;
 mod authority;
+mod bench;
 mod doctor;
 mod invitation;
 mod licences;
 mod lint;
+mod load;
 mod packages;
 mod privilege;
 mod progress;
@@ -32,6 +35,8 @@ enum Command {
     Run(run::Arguments),
     /// Build everything and run all tests
     Test(test::Arguments),
+    /// Measure Pointsman beside the function alone and beside other proxies
+    Bench(bench::Arguments),
     /// Say what this machine has and lacks, what each is for, and the remedy
     Doctor,
     /// Find or make the eBPF compiler and linker (every command that builds does this by itself)
@@ -43,17 +48,22 @@ enum Command {
     /// The part of `run` that needs root
     #[command(hide = true)]
     Runner(runner::Arguments),
+    /// The load generator of `bench`
+    #[command(hide = true)]
+    Load,
 }
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Run(arguments) => run::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
         Command::Doctor => doctor::run(),
         Command::Setup => setup::run(),
         Command::Lint => lint::run(),
         Command::Licences => licences::run(),
         Command::Runner(arguments) => runner::run(&arguments),
+        Command::Load => load::run(),
     };
     match outcome {
         Ok(code) => code,

@@ -17,8 +17,8 @@ pub mod compiler;
 mod debian;
 mod linker;
 
-/// Counts up when the cache's layout changes; gateway/build.rs has the same path.
-const CACHE: &str = "pointsman/ebpf-1";
+/// Counts up when the cache's layout changes; gateway/build.rs has the same path below the user's cache.
+const CACHE: &str = "ebpf-1";
 /// Names a toolchain: one of rustup's, or an absolute directory with `bin/rustc`.
 const OVERRIDE: &str = "POINTSMAN_EBPF_TOOLCHAIN";
 
@@ -60,13 +60,18 @@ pub fn find(cache: &Path) -> Option<Installed> {
 }
 
 pub fn cache_directory() -> Result<PathBuf> {
+    Ok(user_cache()?.join(CACHE))
+}
+
+/// What is fetched or made once for all checkouts.
+pub fn user_cache() -> Result<PathBuf> {
     let base = match env::var_os("XDG_CACHE_HOME") {
         // The XDG specification: a relative path is ignored.
         Some(base) if Path::new(&base).is_absolute() => PathBuf::from(base),
         _ => PathBuf::from(env::var_os("HOME").context("neither XDG_CACHE_HOME nor HOME is set")?)
             .join(".cache"),
     };
-    Ok(base.join(CACHE))
+    Ok(base.join("pointsman"))
 }
 
 fn requested() -> Option<String> {
