@@ -13,6 +13,7 @@ use time::format_description::well_known::Rfc3339;
 use crate::progress::announce;
 use crate::{packages, privilege, workspace};
 
+mod descriptors;
 mod docs;
 mod figure;
 mod host;
@@ -118,6 +119,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     interrupt::catch()?;
     match &arguments.only {
         Some(Only::Move(arguments)) => {
+            descriptors::raise()?;
             namespace::enter()?;
             moves::run(arguments, &prepared)
         }
@@ -150,7 +152,8 @@ fn elevated(sudo: &Path, programs: &Path) -> Result<ExitCode> {
 }
 
 fn compare(arguments: &Arguments, prepared: &Prepared) -> Result<ExitCode> {
-    let settings = settings(arguments);
+    let mut settings = settings(arguments);
+    settings.idle_connections = settings.idle_connections.min(descriptors::connections(descriptors::raise()?));
     let works = works(&arguments.work)?;
     let mut infos = Vec::new();
     let mut wanted = Vec::new();

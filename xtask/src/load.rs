@@ -5,12 +5,12 @@
 
 use std::io::{self, BufRead, Read, Write};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 mod clients;
@@ -48,15 +48,18 @@ pub fn run() -> Result<ExitCode> {
 fn generate(order: &Order) -> Result<Seen> {
     let phase = Arc::new(Phase::default());
     let threads = order.threads.clamp(1, order.connections.max(1));
-    let mut workers = Vec::new();
+    let (finished, recorders) = mpsc::channel();
     for index in 0..threads {
         let share = order.connections / threads + usize::from(index < order.connections % threads);
-        let (order, phase) = (order.clone(), Arc::clone(&phase));
-        workers.push(thread::spawn(move || -> Result<Recorder> {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            let clients = Clients::new(&order, phase)?;
-            runtime.block_on(clients.run(share))
-        }));
+        let (order, phase, finished) = (order.clone(), Arc::clone(&phase), finished.clone());
+        thread::spawn(move || {
+            // Nobody waits any more if there is nobody to take it.
+            let _ = finished.send(clients(&order, phase, share));
+            // A thread that ends takes the account of its processor time with it.
+            loop {
+                thread::park();
+            }
+        });
     }
     thread::sleep(Duration::from_millis(order.warm_up_ms));
     let began = Instant::now();
@@ -65,19 +68,17 @@ fn generate(order: &Order) -> Result<Seen> {
     thread::sleep(Duration::from_millis(order.duration_ms).saturating_sub(began.elapsed()));
     phase.stop.store(true, Ordering::Relaxed);
     let elapsed = began.elapsed();
-    let deadline = Instant::now() + FINISH_WITHIN;
     let mut total = Recorder::new();
-    for worker in workers {
-        while !worker.is_finished() {
-            if Instant::now() > deadline {
-                bail!("a client does not end: the side answers neither with bytes nor with an end");
-            }
-            thread::sleep(Duration::from_millis(1));
-        }
-        let Ok(recorder) = worker.join() else { bail!("a thread of the load generator panicked") };
-        total.add(&recorder?)?;
+    for _ in 0..threads {
+        let recorder = recorders.recv_timeout(FINISH_WITHIN);
+        total.add(&recorder.context("a client does not end: it gets neither bytes nor an end")??)?;
     }
     Ok(total.seen(elapsed))
+}
+
+fn clients(order: &Order, phase: Arc<Phase>, count: usize) -> Result<Recorder> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(Clients::new(order, phase)?.run(count))
 }
 
 fn say(word: &str) -> Result<()> {

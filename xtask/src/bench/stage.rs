@@ -10,7 +10,6 @@ use std::{collections::BTreeSet, thread};
 
 use anyhow::{Context, Result, bail};
 use minijinja::{Environment, UndefinedBehavior, context};
-use nix::sys::resource::{Resource, setrlimit};
 use serde::Serialize;
 use tempfile::TempDir;
 
@@ -24,15 +23,12 @@ use super::proc::Family;
 use super::process::Process;
 use super::side::{Peer, Side};
 use super::work::{FUNCTIONS, Port, Work};
-use super::{interrupt, proc};
+use super::{descriptors, interrupt, proc};
 
 /// One that `localhost`'s CA may sign for, and that needs no resolver.
 const DOMAIN: &str = "localhost";
 const READY_WITHIN: Duration = Duration::from_secs(20);
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
-/// Two for each of ten thousand connections through a proxy.
-const DESCRIPTORS: u64 = 65_536;
-
 pub struct Stage {
     // Dropped in this order: what fronts the functions goes first.
     sides: Vec<Running>,
@@ -76,8 +72,6 @@ struct Function {
 impl Stage {
     /// Starts `sides`; those that don't come up are given with the reason.
     pub fn set(programs: &Path, sides: &[(Side, Option<Installed>)]) -> Result<(Self, Vec<(Side, String)>)> {
-        setrlimit(Resource::RLIMIT_NOFILE, DESCRIPTORS, DESCRIPTORS)
-            .context("cannot raise the limit of open files")?;
         let directory = tempfile::Builder::new().prefix("pointsman-bench-").tempdir()?;
         // Functions run as another user, and their programs lie elsewhere.
         let path = directory.path();
@@ -316,6 +310,7 @@ fn render(
         verdict,
         domain => DOMAIN,
         cores => cores(),
+        descriptors => descriptors::limit()?,
         certificate => first.certificate,
         key => first.key,
         certificate_and_key => pair,
