@@ -153,7 +153,8 @@ fn elevated(sudo: &Path, programs: &Path) -> Result<ExitCode> {
 
 fn compare(arguments: &Arguments, prepared: &Prepared) -> Result<ExitCode> {
     let mut settings = settings(arguments);
-    settings.idle_connections = settings.idle_connections.min(descriptors::connections(descriptors::raise()?));
+    settings.idle_connections =
+        settings.idle_connections.min(descriptors::connections(descriptors::raise()?));
     let works = works(&arguments.work)?;
     let mut infos = Vec::new();
     let mut wanted = Vec::new();

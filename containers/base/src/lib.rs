@@ -16,6 +16,16 @@ mod timer;
 pub mod tls;
 mod worker;
 
+/// What the benchmarks measure alone; nobody else's to use.
+#[doc(hidden)]
+pub mod internals {
+    pub use crate::{
+        http::{Connection, Identity, Limits, Shared},
+        stop::Stop,
+        stream::Stream,
+    };
+}
+
 pub use self::{
     function::{receive, serve},
     http::{Body, BodyError, BoxError, NotUpgraded, OnUpgrade, OriginalUri, Service, Upgraded},

@@ -1,0 +1,62 @@
+//! The wire: records as bytes, and descriptors through a pool connection.
+#[path = "../tests/support/mod.rs"]
+mod support;
+
+use std::{hint::black_box, os::fd::AsFd};
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use handoff::{MAX_BATCH, ReceiveBuffer, Received, message};
+use support::{Pool, borrowed, clients, connection};
+
+const BATCHES: [usize; 3] = [1, 8, MAX_BATCH];
+
+fn records(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("records");
+    for count in BATCHES {
+        let connections: Vec<_> = (0..count as u64).map(connection).collect();
+        let mut bytes = message::Bytes::new();
+        message::encode_connections(&connections, &mut bytes);
+        group.throughput(Throughput::Elements(count as u64));
+        group.bench_function(format!("encode {count}"), |bencher| {
+            let mut out = message::Bytes::new();
+            bencher.iter(|| {
+                out.clear();
+                message::encode_connections(black_box(&connections), &mut out)
+            });
+        });
+        group.bench_function(format!("decode {count}"), |bencher| {
+            let mut out = Vec::with_capacity(MAX_BATCH);
+            bencher.iter(|| {
+                out.clear();
+                message::decode_connections(black_box(&bytes), &mut out).unwrap();
+            });
+        });
+    }
+}
+
+/// sendmsg and recvmsg of a batch, and closing what came.
+fn handoff(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("handoff");
+    let pool = Pool::new();
+    let (gateway, _status, instance) = pool.connected();
+    let mut buffer = ReceiveBuffer::new();
+    for count in BATCHES {
+        let connections: Vec<_> = (0..count as u64).map(connection).collect();
+        let (_clients, sockets) = clients(count);
+        let descriptors = borrowed(&sockets);
+        group.throughput(Throughput::Elements(count as u64));
+        group.bench_function(format!("{count}"), |bencher| {
+            bencher.iter(|| {
+                assert_eq!(gateway.send(&connections, &descriptors).unwrap(), count);
+                support::wait_readable(instance.as_fd());
+                match instance.receive(&mut buffer).unwrap() {
+                    Received::Connections(arrivals) => arrivals.count(),
+                    _ => panic!("no connections"),
+                }
+            });
+        });
+    }
+}
+
+criterion_group!(benches, records, handoff);
+criterion_main!(benches);
