@@ -16,6 +16,7 @@ use crate::{packages, privilege, workspace};
 mod descriptors;
 mod docs;
 mod figure;
+mod goals;
 mod host;
 mod interrupt;
 mod listener;
@@ -276,13 +277,14 @@ fn count_syscalls(
 fn present(arguments: &Arguments, prepared: &Prepared, results: &Results) -> Result<ExitCode> {
     let mut tables = tables::of_works(results);
     tables.extend(tables::of_syscalls(results));
-    tables.extend([tables::overview(results), tables::processor_overview(results)]);
+    tables.extend([tables::overview(results), tables::processor_overview(results), goals::table(results)]);
     for table in tables {
         println!("\n{}\n\n{table}", table.title);
         if !table.note.is_empty() {
             println!("{}", table.note);
         }
     }
+    println!("{}", words::noise(results));
     let json = prepared.target.join("results.json");
     fs::write(&json, serde_json::to_string_pretty(results)?)?;
     let html = prepared.target.join("report.html");

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use super::goals;
 use super::results::Results;
 use super::tables::{self, Table};
 use super::words;
@@ -31,6 +32,7 @@ pub fn markdown(results: &Results) -> String {
         settings.long_rounds,
     ));
     words::METHOD.into_iter().for_each(|words| paragraph(words.to_owned()));
+    paragraph(words::noise(results));
     list(
         &mut text,
         "Sides",
@@ -42,7 +44,7 @@ pub fn markdown(results: &Results) -> String {
     );
     list(&mut text, "What it means", words::findings(results));
     list(&mut text, "Where Pointsman loses", words::losses(results));
-    for table in [tables::overview(results), tables::processor_overview(results)] {
+    for table in [goals::table(results), tables::overview(results), tables::processor_overview(results)] {
         section(&mut text, "##", &table);
     }
     text.push_str("## Each work\n\n");

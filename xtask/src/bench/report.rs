@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::results::Results;
 use super::tables::{self, Table};
-use super::{plots, words};
+use super::{goals, plots, words};
 
 #[derive(Serialize)]
 struct Section {
@@ -22,13 +22,14 @@ pub fn html(results: &Results) -> Result<String> {
     for (work, table) in results.works.iter().zip(tables::of_works(results)) {
         works.push(section(table, plots::of_work(work)?));
     }
-    let overviews = [tables::overview(results), tables::processor_overview(results)];
+    let overviews = [goals::table(results), tables::overview(results), tables::processor_overview(results)];
     let mut environment = Environment::new();
     // The name's end is what turns escaping on.
     environment.add_template("report.html", include_str!("../../bench/report.html"))?;
     Ok(environment.get_template("report.html")?.render(context! {
         results,
         method => words::METHOD,
+        noise => words::noise(results),
         findings => words::findings(results),
         losses => words::losses(results),
         overviews => overviews.map(|table| section(table, None)),

@@ -187,7 +187,7 @@ fn measured(results: &Results) -> impl Iterator<Item = Side> {
     results.sides.iter().filter(|side| side.absent.is_none()).map(|side| side.side)
 }
 
-fn value_text(figure: Figure, spread: &Spread) -> String {
+pub fn value_text(figure: Figure, spread: &Spread) -> String {
     let text = |value: f64| match figure {
         Figure::FrontShare | Figure::Foreign => format!("{:.1} %", 100.0 * value),
         Figure::CpuFront

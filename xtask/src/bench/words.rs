@@ -32,6 +32,26 @@ pub fn losses(results: &Results) -> Vec<String> {
     losses
 }
 
+/// How quiet the machine was: others' work disturbs every figure here.
+pub fn noise(results: &Results) -> String {
+    let outcomes = results.works.iter().flat_map(|work| work.sides.values());
+    let shares: Vec<f64> = outcomes.flat_map(|outcome| outcome.values(Figure::Foreign)).collect();
+    match Spread::of(&shares) {
+        None => "How much else the machine did meanwhile is not known.".to_owned(),
+        Some(Spread { median, max, .. }) => {
+            let (median, max) = (100.0 * median, 100.0 * max);
+            let verdict = if median > 5.0 {
+                " That is not a quiet machine: rates and latencies are to be read with care."
+            } else {
+                ""
+            };
+            format!(
+                "Other processes of the machine used {median:.0} % of its processors at the median of all measurements, {max:.0} % at most.{verdict}"
+            )
+        }
+    }
+}
+
 fn finding(work: &WorkResults) -> Option<String> {
     let (figure, name) = compared(work);
     let own = best(work, figure, &[Side::Sockmap, Side::Peek])?;
