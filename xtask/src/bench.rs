@@ -71,7 +71,7 @@ pub struct Arguments {
     #[arg(long)]
     write_docs: bool,
     /// Where everything lies that was built: this process is the part that needs root
-    #[arg(long, hide = true)]
+    #[arg(long, hide = true, global = true)]
     programs: Option<PathBuf>,
 }
 
