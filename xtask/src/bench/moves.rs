@@ -9,6 +9,7 @@ use nix::unistd::Pid;
 
 use crate::load::order::{Hello, Version};
 use crate::privilege::find_program;
+use crate::progress::announce;
 
 use super::figure::Figure;
 use super::measure::Bench;
@@ -97,15 +98,9 @@ fn measure(bench: &Bench<'_>, running: &Running, settings: &Settings) -> Result<
     let mut single = vec![Outcome::default(); cells];
     let mut many = vec![Outcome::default(); cells];
     for round in 0..settings.rounds {
+        announce(&format!("{}: round {} of {}", running.side.as_str(), round + 1, settings.rounds));
         for (cell, line) in Line::all().enumerate() {
             interrupt::check()?;
-            eprint!(
-                "\r\x1b[K    {} round {} of {}, {}",
-                running.side.as_str(),
-                round + 1,
-                settings.rounds,
-                cell + 1
-            );
             for (outcome, clients) in [(&mut single[cell], 1), (&mut many[cell], MANY)] {
                 if outcome.trouble.is_some() {
                     continue;
@@ -118,7 +113,6 @@ fn measure(bench: &Bench<'_>, running: &Running, settings: &Settings) -> Result<
             }
         }
     }
-    eprintln!();
     Ok(table(running.side, &single, &many))
 }
 
