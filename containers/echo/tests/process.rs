@@ -11,7 +11,7 @@ use std::{
 use common::Protocol;
 use handoff::{FromInstance, Greeting, InstanceMessage, MessageBuffer, Purpose, SendError};
 use nix::sys::signal::Signal;
-use support::{Function, Pool, connection, read_to_end, record, wait_readable};
+use support::{Function, Pool, client, connection, read_to_end, record, wait_readable};
 
 const GET: &[u8] = b"GET /function/echo/x HTTP/1.1\r\nHost: a\r\n\r\n";
 
@@ -178,6 +178,37 @@ fn a_connection_of_another_function_is_closed() {
     let mut client = serve(&pool, Protocol::Http, "echo");
     client.write_all(GET).unwrap();
     assert!(answer(&mut client).starts_with("HTTP/1.1 200 OK\r\n"));
+}
+
+#[test]
+fn a_function_that_listens_itself_needs_no_gateway() {
+    let (function, address) =
+        Function::listen(env!("CARGO_BIN_EXE_echo"), &["--name", "echo", "--workers", "2"], "http");
+    let mut clients: Vec<_> = (0..8).map(|_| client(address)).collect();
+    for client in clients.iter_mut().chain(&mut [support::client(address)]) {
+        for _ in 0..2 {
+            client.write_all(GET).unwrap();
+            assert!(answer(client).starts_with("HTTP/1.1 200 OK\r\n"));
+        }
+    }
+    // Nobody else is there whose it could be.
+    let mut other = client(address);
+    other.write_all(b"GET /function/hello HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    assert!(answer(&mut other).starts_with("HTTP/1.1 421 "));
+    function.signal(Signal::SIGTERM);
+    assert_eq!(read_to_end(&mut clients[0]).unwrap(), b"");
+    assert!(function.wait().success());
+    assert!(TcpStream::connect(address).is_err());
+}
+
+#[test]
+fn a_listening_function_without_a_certificate_tells_its_https_clients() {
+    let (_function, address) =
+        Function::listen(env!("CARGO_BIN_EXE_echo"), &["--name", "echo", "--workers", "1"], "https");
+    let mut client = client(address);
+    client.write_all(GET).unwrap();
+    client.shutdown(std::net::Shutdown::Write).unwrap();
+    assert_eq!(read_to_end(&mut client).unwrap(), [21, 3, 3, 0, 2, 2, 80]);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 #![allow(dead_code, reason = "each program's tests use a part of it")]
 use std::{
     io::{self, Read},
-    net::{TcpListener, TcpStream},
+    net::{SocketAddr, TcpListener, TcpStream},
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
         unix::process::CommandExt,
@@ -48,8 +48,19 @@ impl Function {
             socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
         bind(listener.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
         listen(&listener, Backlog::new(64).unwrap()).unwrap();
+        Self::spawn(program, arguments, "pool", listener, temporary)
+    }
+
+    /// Starts the program with a socket of this name at which clients connect, and no gateway.
+    pub fn listen(program: &str, arguments: &[&str], name: &str) -> (Self, SocketAddr) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        (Self::spawn(program, arguments, name, listener.into(), tempfile::tempdir().unwrap()), address)
+    }
+
+    fn spawn(program: &str, arguments: &[&str], name: &str, listener: OwnedFd, temporary: TempDir) -> Self {
         let mut command = Command::new(program);
-        command.args(arguments).env("LISTEN_FDS", "1").env("LISTEN_FDNAMES", "pool");
+        command.args(arguments).env("LISTEN_FDS", "1").env("LISTEN_FDNAMES", name);
         // What tests provoke by the hundred needs no line each.
         command.env("POINTSMAN_LOG", "error");
         pass_as_third(&mut command, listener);
@@ -101,6 +112,13 @@ fn pass_as_third(command: &mut Command, listener: OwnedFd) {
             Ok(())
         });
     }
+}
+
+/// A client of a function that listens itself.
+pub fn client(address: SocketAddr) -> TcpStream {
+    let client = TcpStream::connect(address).unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    client
 }
 
 /// A client's connection and the end that is to be handed over.
