@@ -2,6 +2,7 @@
 //!
 //! Nothing is installed into the system: Debian would start what it installs.
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -21,8 +22,8 @@ const CACHE: &str = "peers-1";
 #[derive(Clone, Debug)]
 pub struct Installed {
     pub program: PathBuf,
-    /// Where its libraries lie, if not in the system.
-    pub libraries: Option<PathBuf>,
+    /// The search path of its libraries, if they don't lie in the system.
+    pub libraries: Option<String>,
     /// Where nginx finds its modules.
     pub modules: PathBuf,
     pub version: String,
@@ -83,10 +84,13 @@ fn packages(peer: Peer) -> &'static [&'static str] {
 
 fn identified_in(peer: Peer, directory: &Path) -> Result<Installed> {
     let lib = directory.join("usr/lib");
-    let libraries = fs::read_dir(&lib)?
-        .flatten()
-        .map(|entry| entry.path())
-        .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().contains("-linux-gnu")));
+    let is_triplet = |name: &OsString| name.to_string_lossy().contains("-linux-gnu");
+    let mut names = fs::read_dir(&lib)?.flatten().map(|entry| entry.file_name());
+    // Some packages still use the directory that /lib was before it became a link.
+    let libraries = names.find(is_triplet).map(|triplet| {
+        let directories = [lib.join(&triplet), directory.join("lib").join(&triplet)];
+        directories.map(|path| path.display().to_string()).join(":")
+    });
     let program = directory.join("usr/sbin").join(peer.as_str());
     identified(peer, program, libraries, lib.join("nginx/modules"))
 }
@@ -94,7 +98,7 @@ fn identified_in(peer: Peer, directory: &Path) -> Result<Installed> {
 fn identified(
     peer: Peer,
     program: PathBuf,
-    libraries: Option<PathBuf>,
+    libraries: Option<String>,
     modules: PathBuf,
 ) -> Result<Installed> {
     let mut installed = Installed { program, libraries, modules, version: String::new() };

@@ -2,6 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
+use std::ops::Range;
 
 use anyhow::{Context, Result, bail};
 use rustls::{ClientConnection, HandshakeKind};
@@ -21,6 +22,8 @@ pub struct Stream {
 struct Session {
     connection: ClientConnection,
     incoming: Box<[u8]>,
+    /// What of it the session has not taken yet.
+    untaken: Range<usize>,
     outgoing: Vec<u8>,
 }
 
@@ -74,7 +77,7 @@ impl Stream {
         let mut connection = client.begin(host)?;
         client.send_hello(&mut connection, &mut self.socket).await.context("sending the hello")?;
         let incoming = vec![0; BUFFER_BYTES].into();
-        let mut session = Session { connection, incoming, outgoing: Vec::new() };
+        let mut session = Session { connection, incoming, untaken: 0..0, outgoing: Vec::new() };
         while session.connection.is_handshaking() {
             if session.receive(&mut self.socket).await.context("the handshake")? == 0 {
                 bail!("the connection ended in the handshake");
@@ -87,17 +90,16 @@ impl Stream {
 }
 
 impl Session {
+    /// Gives the session some bytes, and says how many; 0 at the end. It takes no more while its plaintext isn't read.
     async fn receive(&mut self, socket: &mut TcpStream) -> Result<usize> {
-        let length = socket.read(&mut self.incoming).await?;
-        let mut bytes = &self.incoming[..length];
-        loop {
-            // An empty slice tells the session of the end.
-            self.connection.read_tls(&mut bytes)?;
-            self.connection.process_new_packets()?;
-            if bytes.is_empty() {
-                return Ok(length);
-            }
+        if self.untaken.is_empty() {
+            self.untaken = 0..socket.read(&mut self.incoming).await?;
         }
+        // An empty slice tells the session of the end.
+        let taken = self.connection.read_tls(&mut &self.incoming[self.untaken.clone()])?;
+        self.untaken.start += taken;
+        self.connection.process_new_packets()?;
+        Ok(taken)
     }
 
     async fn flush(&mut self, socket: &mut TcpStream) -> Result<()> {
