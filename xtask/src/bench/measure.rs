@@ -106,10 +106,10 @@ impl Bench<'_> {
         let mut loader = Loader::start(self.programs, &order)?;
         let participants = Participants::find(running, &loader)?;
         loader.begin()?;
-        let before = participants.sample()?;
+        let before = participants.account()?;
         let seen = loader.seen()?;
         thread::sleep(SETTLE);
-        let cost = participants.sample()?.since(&before);
+        let cost = participants.account()?.since(&before);
         let mut figures = Figures::new();
         if work.is_bulk() {
             figures.insert(Figure::MibPerSecond, seen.bytes as f64 / MIB / seen.elapsed_s);
@@ -208,57 +208,63 @@ struct Participants {
     front: Vec<i32>,
     functions: Vec<i32>,
     clients: Vec<i32>,
-    kernel: Vec<i32>,
 }
 
-/// Seconds of processor time, at a moment or between two.
-#[derive(Clone, Copy)]
+/// Seconds of processor time that everybody has had at a moment.
+struct Account {
+    front: f64,
+    functions: f64,
+    clients: f64,
+    /// By thread, because they come and go.
+    kernel: BTreeMap<i32, f64>,
+    machine: f64,
+    at: Instant,
+}
+
+/// Seconds between two moments.
 struct Cost {
     front: f64,
     functions: f64,
     clients: f64,
     kernel: f64,
     machine: f64,
-    at: Instant,
     wall: f64,
 }
 
 impl Participants {
     fn find(running: &Running, loader: &Loader) -> Result<Self> {
-        Ok(Self {
-            front: running.front()?,
-            functions: running.functions()?,
-            clients: vec![loader.id()],
-            kernel: Family::now()?.kernel_threads(),
-        })
+        Ok(Self { front: running.front()?, functions: running.functions()?, clients: vec![loader.id()] })
     }
 
-    fn sample(&self) -> Result<Cost> {
-        Ok(Cost {
+    fn account(&self) -> Result<Account> {
+        let kernel = Family::now()?.kernel_threads().into_iter();
+        Ok(Account {
             front: proc::cpu_seconds(&self.front),
             functions: proc::cpu_seconds(&self.functions),
             clients: proc::cpu_seconds(&self.clients),
-            kernel: proc::cpu_seconds(&self.kernel),
+            kernel: kernel.map(|thread| (thread, proc::cpu_seconds(&[thread]))).collect(),
             machine: proc::machine_busy_seconds()?,
             at: Instant::now(),
-            wall: 0.0,
         })
     }
 }
 
-impl Cost {
-    fn since(&self, before: &Self) -> Self {
-        Self {
+impl Account {
+    fn since(&self, before: &Self) -> Cost {
+        // What a thread that has ended did is lost; one that is new did all of it since.
+        let thread = |(id, now): (&i32, &f64)| now - before.kernel.get(id).copied().unwrap_or(0.0);
+        Cost {
             front: self.front - before.front,
             functions: self.functions - before.functions,
             clients: self.clients - before.clients,
-            kernel: self.kernel - before.kernel,
+            kernel: self.kernel.iter().map(thread).sum(),
             machine: self.machine - before.machine,
-            at: self.at,
             wall: self.at.duration_since(before.at).as_secs_f64(),
         }
     }
+}
 
+impl Cost {
     fn fill(&self, figures: &mut Figures, units: f64) {
         let total = self.front + self.functions + self.clients + self.kernel;
         if units > 0.0 {

@@ -111,7 +111,7 @@ fn identified(
     let output = output.with_context(|| format!("cannot run {}", installed.program.display()))?;
     let said = [output.stdout, output.stderr].concat();
     let said = String::from_utf8_lossy(&said);
-    if !output.status.success() && peer != Peer::Sniproxy {
+    if !output.status.success() {
         bail!("{} {flag}: {}", installed.program.display(), said.trim());
     }
     let number =
