@@ -13,7 +13,7 @@ const HEADROOM: f64 = 1.15;
 
 /// SVG, or nothing where there is nothing to draw.
 pub fn of_work(work: &WorkResults) -> Result<Option<String>> {
-    let figure = work.headline();
+    let figure = work.compared();
     let bars: Vec<(Side, Spread)> =
         work.sides.iter().filter_map(|(side, outcome)| Some((*side, outcome.spread(figure)?))).collect();
     let highest = bars.iter().map(|(_, spread)| spread.max).fold(0.0, f64::max);

@@ -96,6 +96,15 @@ impl WorkResults {
         let has = |figure: &Figure| self.sides.values().any(|outcome| outcome.has(*figure));
         order.into_iter().find(has).unwrap_or(Figure::RequestsPerSecond)
     }
+
+    /// By what sides are compared at it.
+    pub fn compared(&self) -> Figure {
+        match self.headline() {
+            // The direct side has no gateway whose core could be compared.
+            Figure::FrontShare => Figure::P99Us,
+            figure => figure,
+        }
+    }
 }
 
 #[cfg(test)]

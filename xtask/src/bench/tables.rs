@@ -34,11 +34,7 @@ pub fn overview(results: &Results) -> Table {
         results,
         "Ratio to the function listening itself",
         "1 is as good as direct, less is worse: requests/s or MiB/s, for idle connections memory, beside unfinished ones the others' p99",
-        |work| match work.headline() {
-            // The direct side has no gateway whose core could be compared.
-            Figure::FrontShare => Figure::P99Us,
-            figure => figure,
-        },
+        WorkResults::compared,
     )
 }
 

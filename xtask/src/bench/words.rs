@@ -114,12 +114,14 @@ const PEERS: [Side; 4] = [Side::Nginx, Side::Haproxy, Side::Envoy, Side::Sniprox
 
 /// By what sides are compared at this work.
 fn compared(work: &WorkResults) -> (Figure, &'static str) {
-    match work.headline() {
-        Figure::MibPerSecond => (Figure::MibPerSecond, "MiB/s"),
-        Figure::MemoryTotal => (Figure::MemoryTotal, "memory"),
-        Figure::FrontShare => (Figure::P99Us, "the others' p99"),
-        _ => (Figure::RequestsPerSecond, "requests/s"),
-    }
+    let figure = work.compared();
+    let name = match figure {
+        Figure::MibPerSecond => "MiB/s",
+        Figure::MemoryTotal => "memory",
+        Figure::P99Us => "the others' p99",
+        _ => "requests/s",
+    };
+    (figure, name)
 }
 
 fn best(work: &WorkResults, figure: Figure, sides: &[Side]) -> Option<(Side, Spread)> {
