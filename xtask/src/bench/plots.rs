@@ -38,10 +38,13 @@ fn draw(
         .margin(8)
         .x_label_area_size(28)
         .y_label_area_size(72)
-        .build_cartesian_2d((0..count).into_segmented(), 0.0..top)?;
+        // A range of segments includes its end.
+        .build_cartesian_2d((0..count - 1).into_segmented(), 0.0..top)?;
     chart
         .configure_mesh()
         .disable_x_mesh()
+        .max_light_lines(0)
+        .y_label_formatter(&|value| if top < 10.0 { format!("{value:.2}") } else { format!("{value:.0}") })
         .x_labels(count)
         .x_label_formatter(&|segment| match segment {
             SegmentValue::CenterOf(index) => {
