@@ -177,3 +177,18 @@ fn a_killed_instance_is_no_loss_to_the_others(verdicts: Verdicts) -> Result<()> 
     ensure!(answer.status() == 200, "{answer:?}");
     Ok(())
 }
+
+/// Bounded by a cgroup, and told apart from any other death.
+#[test]
+fn who_needs_more_than_memory_max_is_killed_alone() -> Result<()> {
+    let hog = "hoard=$(head -c 200000000 /dev/zero | tr '\\\\0' x); exec sleep 1000";
+    let table =
+        format!("\n[functions.hog]\ncommand = [\"/bin/sh\", \"-c\", \"{hog}\"]\nmemory_max = \"32M\"\n");
+    let mut stack = Plan::new(Verdicts::Auto).configuration(&table).start();
+    let said = stack.supervisor().wait_for_line("more than its memory_max").context("it is said")?;
+    ensure!(said.contains("hog"), "{said}");
+    stack.supervisor().wait_for_line("runs again").context("it is started again")?;
+    let answer = stack.client()?.request("GET", "/function/echo", "x", None)?;
+    ensure!(answer.status() == 200, "{answer:?}");
+    Ok(())
+}

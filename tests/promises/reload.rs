@@ -3,7 +3,7 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use tests::{
     Stack, Verdicts,
-    configuration::{Configuration, reload, without},
+    configuration::{Configuration, reload, with_lines, without},
     eventually,
     hello::Hello,
     load::Load,
@@ -18,6 +18,7 @@ in_both_modes!(
     a_first_flight_is_judged_by_the_routes_it_began_with,
     a_bad_file_is_refused_and_what_runs_stays,
     a_watched_file_needs_no_signal,
+    routes_that_find_no_room_wait_for_it,
 );
 
 /// How the function `extra` is answered: by itself, or by nobody.
@@ -139,6 +140,35 @@ fn a_watched_file_needs_no_signal(verdicts: Verdicts) -> Result<()> {
             (is_served(&outcomes) == (text == with)).then_some(())
         });
     }
+    Ok(())
+}
+
+/// The kernel's table holds two of the largest configurations; a third waits until the first one's time is over.
+fn routes_that_find_no_room_wait_for_it(verdicts: Verdicts) -> Result<()> {
+    const HOSTS: usize = 4000;
+    let mut stack = Plan::new(verdicts).setting("head_timeout_ms", 1000).function("extra", "echo").start();
+    let configuration = Configuration::of(&stack);
+    let with = configuration.text();
+    let crowded = |text: &str, round: usize| {
+        let hosts: Vec<_> = (0..HOSTS).map(|host| format!("\"h{host}.r{round}.example\"")).collect();
+        with_lines(text, "echo", &format!("hosts = [{}]", hosts.join(", ")))
+    };
+    let load = Load::start(&stack, "echo");
+    for round in 0..2 {
+        configuration.replace(&crowded(&with, round));
+        stack.gateway().signal(Signal::SIGHUP);
+        let host = format!("h7.r{round}.example");
+        eventually("the new host to lead to echo", || {
+            let hello = Hello::named(host.as_bytes()).bytes();
+            let outcome = probe::probe(&stack, Port::Https, &hello, &Manner::default()).ok()?;
+            (outcome != Outcome::Alert(alert::UNRECOGNIZED_NAME)).then_some(())
+        });
+    }
+    configuration.replace(&crowded(&without(&with, "extra"), 2));
+    stack.gateway().signal(Signal::SIGHUP);
+    stack.gateway().wait_for_line("waits until connections").context("it says so")?;
+    eventually("the last one to be followed", || (extra(&stack).ok()? == absent()).then_some(()));
+    load.stop()?;
     Ok(())
 }
 
