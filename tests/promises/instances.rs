@@ -1,5 +1,6 @@
 //! A function's instances share its connections: who can't take one leaves it to the others.
 use std::{
+    fs,
     io::Write,
     net::TcpStream,
     thread,
@@ -61,6 +62,20 @@ fn signal(processes: &[i32], signal: Signal) -> Result<()> {
     processes.iter().try_for_each(|&pid| Ok(kill(Pid::from_raw(pid), signal)?))
 }
 
+/// Stops processes and waits until all their threads have stopped: a signal takes its time on a busy machine.
+fn freeze(processes: &[i32]) -> Result<()> {
+    signal(processes, Signal::SIGSTOP)?;
+    let is_frozen = |pid: i32| {
+        let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+        // The state stands behind the name, which is in parentheses.
+        let state = |stat: String| stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'));
+        let mut states = tasks.map(|task| fs::read_to_string(task.path().join("stat")).is_ok_and(state));
+        states.all(|stopped| stopped)
+    };
+    eventually("the threads to stop", || processes.iter().all(|&pid| is_frozen(pid)).then_some(()));
+    Ok(())
+}
+
 fn ask(stack: &AddressBook) -> Result<TcpStream> {
     let mut socket = stack.connect_http()?;
     socket.write_all(GET)?;
@@ -69,8 +84,8 @@ fn ask(stack: &AddressBook) -> Result<TcpStream> {
 
 /// Connections that are open with a process, by what the kernel says of its descriptors.
 fn sockets_of(pid: i32) -> usize {
-    let entries = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-    let links = entries.filter_map(|entry| std::fs::read_link(entry.path()).ok());
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    let links = entries.filter_map(|entry| fs::read_link(entry.path()).ok());
     links.filter(|link| link.to_string_lossy().starts_with("socket:")).count()
 }
 
@@ -88,8 +103,9 @@ fn each_instance_serves(verdicts: Verdicts) -> Result<()> {
         kept.push(client);
     }
     let shares: Vec<_> =
-        processes.iter().zip(&before).map(|(&pid, before)| sockets_of(pid) - before).collect();
-    ensure!(shares.iter().sum::<usize>() == CONNECTIONS, "{shares:?}");
+        processes.iter().zip(&before).map(|(&pid, before)| sockets_of(pid).saturating_sub(*before)).collect();
+    // A connection of the start may have been closing when it was counted.
+    ensure!(shares.iter().sum::<usize>().abs_diff(CONNECTIONS) <= processes.len(), "{shares:?}");
     // The less loaded of two keeps them nearly even.
     let even = CONNECTIONS / processes.len();
     ensure!(shares.iter().all(|share| share.abs_diff(even) <= 4), "{shares:?}");
@@ -99,7 +115,7 @@ fn each_instance_serves(verdicts: Verdicts) -> Result<()> {
 fn a_stalled_instance_gets_nothing_new(verdicts: Verdicts) -> Result<()> {
     let mut stack = stack(verdicts, 2);
     let stalled = stack.processes_of("echo")[0];
-    signal(&[stalled], Signal::SIGSTOP)?;
+    freeze(&[stalled])?;
     // Some of these find out that it is stalled, and wait for it.
     let mut first = Vec::new();
     for _ in 0..20 {
@@ -128,7 +144,7 @@ fn a_full_instance_leaves_connections_to_the_next(verdicts: Verdicts) -> Result<
     const FILLING: usize = 2 * WINDOW + MORE;
     let mut stack = stack(verdicts, 2);
     let processes = stack.processes_of("echo");
-    signal(&processes, Signal::SIGSTOP)?;
+    freeze(&processes)?;
     let waiting: Result<Vec<_>> = (0..FILLING).map(|_| ask(&stack)).collect();
     let mut waiting = waiting?;
     // Both are full: whoever comes now is told to come back.
