@@ -121,7 +121,6 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     match &arguments.only {
         Some(Only::Move(arguments)) => {
             descriptors::raise()?;
-            namespace::enter()?;
             moves::run(arguments, &prepared)
         }
         _ => compare(arguments, &prepared),

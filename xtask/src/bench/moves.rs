@@ -21,7 +21,7 @@ use super::stage::{Running, Stage};
 use super::statistics::Spread;
 use super::tables::Table;
 use super::work::{Kind, Port, TlsWork, Work};
-use super::{Prepared, interrupt};
+use super::{Prepared, interrupt, namespace, peers};
 
 const MANY: usize = 32;
 /// Enough for the functions that matter to stand out.
@@ -29,8 +29,8 @@ const PROFILED_LINES: usize = 40;
 
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Who judges connections
-    #[arg(long, value_enum, default_values_t = [Side::Sockmap, Side::Peek])]
+    /// Only these sides; on one connection the direct one stays with its function
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Side::Sockmap, Side::Peek])]
     side: Vec<Side>,
     /// How often each is measured
     #[arg(long, default_value_t = 5)]
@@ -78,7 +78,9 @@ impl Line {
 pub fn run(arguments: &Arguments, prepared: &Prepared) -> Result<ExitCode> {
     let settings =
         Settings { rounds: arguments.rounds.max(1), measured_ms: arguments.measured_ms, ..Settings::FULL };
-    let sides: Vec<_> = arguments.side.iter().map(|&side| (side, None)).collect();
+    let installed = |&side: &Side| Ok((side, side.peer().map(peers::ensure).transpose()?));
+    let sides: Vec<_> = arguments.side.iter().map(installed).collect::<Result<_>>()?;
+    namespace::enter()?;
     let (stage, absent) = Stage::set(&prepared.programs, &sides)?;
     for (side, why) in &absent {
         println!("{} is not measured: {why}", side.as_str());
