@@ -40,6 +40,8 @@ pub struct Config {
 pub struct Gateway {
     pub http: SocketAddr,
     pub https: SocketAddr,
+    /// Where metrics and state are told; `None`: nowhere.
+    pub admin: Option<SocketAddr>,
     pub verdict: VerdictMode,
     /// How long a connection may take until it is known which function it is for.
     pub head_timeout: Duration,
@@ -74,6 +76,8 @@ pub struct Function {
     pub restart_limit: Option<u32>,
     /// The share of each instance that somebody else starts, by its ID; 1 where none is given.
     pub weights: BTreeMap<String, u32>,
+    /// The function writes a line for each answer.
+    pub access_log: bool,
 }
 
 impl Default for Function {
@@ -86,6 +90,7 @@ impl Default for Function {
             instances: 1,
             user: None,
             env: BTreeMap::new(),
+            access_log: false,
             memory_max: None,
             restart_limit: None,
             weights: BTreeMap::new(),
@@ -194,6 +199,7 @@ mod tests {
         let config = Config::load(None).unwrap();
         assert_eq!(config.gateway.http, "[::]:8080".parse().unwrap());
         assert_eq!(config.gateway.https, "[::]:8443".parse().unwrap());
+        assert_eq!(config.gateway.admin, Some("127.0.0.1:8081".parse().unwrap()));
         assert_eq!(config.gateway.verdict, VerdictMode::Auto);
         assert_eq!(config.gateway.head_timeout, Duration::from_secs(10));
         let names: Vec<_> = config.functions.keys().map(FunctionName::as_str).collect();

@@ -16,12 +16,14 @@ use nix::{
 use socket2::Socket;
 use tokio::{
     io::{Interest, unix::AsyncFd},
+    sync::mpsc,
     task::yield_now,
     time::Instant,
 };
 
 use crate::{
-    counters::Counters,
+    admin::snapshot::{Inquiry, Snapshot},
+    counters::{Counters, Source},
     deadline::at,
     instances::{Instances, Ready},
     listener,
@@ -66,6 +68,10 @@ pub struct Parts {
     pub head_timeout: Duration,
     /// Connections without a verdict that may be held at once.
     pub pending_capacity: usize,
+    /// Descriptors from this number on are not for clients.
+    pub descriptor_ceiling: RawFd,
+    /// Whoever wants to know how things are.
+    pub inquiries: mpsc::Receiver<Inquiry>,
 }
 
 pub struct Gateway {
@@ -88,6 +94,8 @@ pub struct Gateway {
     /// Whose connections are accepted first in the next turn.
     first: Protocol,
     paused_until: Option<Instant>,
+    descriptor_ceiling: RawFd,
+    inquiries: mpsc::Receiver<Inquiry>,
     not_enrolled_was_said: bool,
     /// Until when what is under way may still arrive, once the gateway was told to stop.
     closes_at: Option<Instant>,
@@ -103,6 +111,7 @@ enum Wake {
     Complete,
     Instances,
     Timer,
+    Inquiry(Inquiry),
 }
 
 impl Gateway {
@@ -124,6 +133,8 @@ impl Gateway {
             unplaced: VecDeque::new(),
             first: Protocol::Http,
             paused_until: None,
+            descriptor_ceiling: parts.descriptor_ceiling,
+            inquiries: parts.inquiries,
             not_enrolled_was_said: false,
             closes_at: None,
             next_id: 0,
@@ -147,6 +158,7 @@ impl Gateway {
                     self.ready.extend(self.instances.take_orphans());
                 }
                 Wake::Timer => self.expire(Instant::now()),
+                Wake::Inquiry(inquiry) => self.answer(inquiry),
             }
             let more = self.accept_from_both();
             self.hand_over();
@@ -196,6 +208,7 @@ impl Gateway {
             _ = readable(Some(&self.waiting)) => Wake::Complete,
             () = self.instances.changed() => Wake::Instances,
             () = at(deadline) => Wake::Timer,
+            Some(inquiry) = self.inquiries.recv() => Wake::Inquiry(inquiry),
             _ = readable(Some(&self.http)), if accepting => Wake::Accept,
             _ = readable(Some(&self.https)), if accepting => Wake::Accept,
         }
@@ -270,6 +283,7 @@ impl Gateway {
                     if self.closes_at.is_some() {
                         listener::forget_filter(&socket);
                     }
+                    let last = socket.as_raw_fd() >= self.descriptor_ceiling;
                     let accepted = Accepted {
                         socket,
                         protocol,
@@ -278,11 +292,14 @@ impl Gateway {
                         peeked: false,
                     };
                     self.judge(accepted, name);
+                    if last {
+                        self.pause(now, "descriptors run out");
+                        return false;
+                    }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
                 Err(error) if is_shortage(&error) => {
-                    tracing::warn!(%error, pause = ?ACCEPT_PAUSE, "accepting pauses");
-                    self.paused_until = Some(now + ACCEPT_PAUSE);
+                    self.pause(now, &error.to_string());
                     return false;
                 }
                 // The connection's own error (accept(2)): it is gone, the next one may be well.
@@ -292,13 +309,39 @@ impl Gateway {
         true
     }
 
+    fn pause(&mut self, now: Instant, reason: &str) {
+        tracing::warn!(reason, pause = ?ACCEPT_PAUSE, "accepting pauses");
+        self.counters.pauses += 1;
+        self.paused_until = Some(now + ACCEPT_PAUSE);
+    }
+
+    /// Descriptors are given out from the lowest number on, so the next one's says how many there are.
+    fn has_descriptors(&self) -> bool {
+        let next = self.http.get_ref().try_clone();
+        next.is_ok_and(|next| next.as_raw_fd() < self.descriptor_ceiling)
+    }
+
+    fn answer(&mut self, inquiry: Inquiry) {
+        let snapshot = Snapshot {
+            counters: self.counters.clone(),
+            routed: self.routes.current().functions().collect(),
+            functions: self.instances.view(),
+            batches: self.instances.batches(),
+            moves: self.instances.moves().clone(),
+            pending: self.pending.len(),
+            unplaced: self.unplaced.len(),
+        };
+        // Whoever asked may have lost patience.
+        let _ = inquiry.send(snapshot);
+    }
+
     /// Reads the verdict that came with `accept`, or looks for one.
     fn judge(&mut self, accepted: Accepted, name: SocketAddr) {
         let Some(events) = &self.sockmap else { return self.look(accepted, Some(name)) };
         match events.get_ref().0.kernel.verdict_at_accept(name) {
             Some(Verdict::Pending) => self.hold(accepted),
             Some(verdict) => {
-                self.counters.verdicts_at_accept += 1;
+                self.counters.verdicts.add(Source::AtAccept, verdict);
                 self.settle(accepted, verdict, None);
             }
             // The kernel does not follow this one. It may just be gone, which needs no look at its bytes to find out.
@@ -320,7 +363,7 @@ impl Gateway {
     fn look(&mut self, mut accepted: Accepted, peer: Option<SocketAddr>) {
         match self.peek.look(&accepted.socket, accepted.protocol, self.routes.current()) {
             Ok(Look::Verdict(verdict)) => {
-                self.counters.verdicts_peeked += 1;
+                self.counters.verdicts.add(Source::UserSpace, verdict);
                 self.settle(accepted, verdict, peer);
             }
             Ok(Look::Needs { bytes }) => {
@@ -367,7 +410,7 @@ impl Gateway {
                 self.destroy(cookie);
             }
             if let Some(accepted) = self.pending.take(cookie) {
-                self.counters.verdicts_late += 1;
+                self.counters.verdicts.add(Source::Late, verdict);
                 self.settle(accepted, verdict, None);
             }
         }
@@ -407,7 +450,7 @@ impl Gateway {
                 Err(_) => Verdict::Closed,
             };
             if let Some(accepted) = self.pending.take(cookie) {
-                self.counters.verdicts_peeked += 1;
+                self.counters.verdicts.add(Source::UserSpace, verdict);
                 self.release(accepted, verdict);
             }
         }
@@ -490,7 +533,7 @@ impl Gateway {
 
     fn expire(&mut self, now: Instant) {
         if self.paused_until.is_some_and(|until| until <= now) {
-            self.paused_until = None;
+            self.paused_until = (!self.has_descriptors()).then(|| now + ACCEPT_PAUSE);
         }
         while let Some((cookie, accepted)) = self.pending.take_expired(now) {
             let verdict = self.last_word(cookie, &accepted);

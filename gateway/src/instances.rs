@@ -23,7 +23,8 @@ use self::{
     choice::Draws,
     discovery::{Change, Discovery},
     instance::{Instance, Outcome, Round},
-    moves::{Heard, MoveCounts, id_of},
+    ledger::Ledger,
+    moves::{Heard, id_of},
     poller::{Poller, Source},
 };
 
@@ -32,11 +33,16 @@ mod closing;
 mod discovery;
 mod instance;
 mod leases;
+mod ledger;
 mod moves;
 mod poller;
+mod view;
 mod worker;
 
 pub use discovery::Error as OpenError;
+pub use ledger::Totals;
+pub use moves::MoveCounts;
+pub use view::{FunctionView, InstanceView, WorkerView};
 pub use worker::WINDOW;
 
 /// The function that answers for connections that belong to nobody.
@@ -103,7 +109,8 @@ pub struct Instances {
     in_flight_estimate: u64,
     in_flight_bound: u64,
     over_bound: bool,
-    lost: u64,
+    ledger: Ledger,
+    batches: Batches,
     assignments: Vec<Assignment>,
     handed: Vec<bool>,
     spent: Vec<OwnedFd>,
@@ -112,6 +119,23 @@ pub struct Instances {
     moves: MoveCounts,
     /// Connections that moved to nobody and are to be refused.
     orphans: Vec<Ready>,
+}
+
+/// Connections by how many went with them.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Batches {
+    pub connections: u64,
+    /// Up to 1, 2, 4, ... connections.
+    pub messages: [u64; Self::BUCKETS],
+}
+
+impl Batches {
+    pub const BUCKETS: usize = MAX_BATCH.ilog2() as usize + 1;
+
+    fn add(&mut self, connections: usize) {
+        self.connections += connections as u64;
+        self.messages[connections.next_power_of_two().ilog2() as usize] += 1;
+    }
 }
 
 /// Ordered so that sorting groups what goes over one pool connection.
@@ -146,7 +170,8 @@ impl Instances {
             in_flight_estimate: 0,
             in_flight_bound: limit / IN_FLIGHT_SHARE,
             over_bound: false,
-            lost: 0,
+            ledger: Ledger::default(),
+            batches: Batches::default(),
             assignments: Vec::new(),
             handed: Vec::new(),
             spent: Vec::new(),
@@ -235,7 +260,12 @@ impl Instances {
 
     /// Connections that were handed over and lost with an instance that had not taken them.
     pub fn lost(&self) -> u64 {
-        self.lost
+        self.ledger.functions().map(|function| self.ledger.totals(&function).lost).sum()
+    }
+
+    /// How many connections went with one message.
+    pub fn batches(&self) -> Batches {
+        self.batches
     }
 
     /// Connections that were handed over and not taken yet.
@@ -321,6 +351,7 @@ impl Instances {
                 match instance.workers[worker].send(&connections, &sockets) {
                     Ok(()) => {
                         self.in_flight_estimate += connections.len() as u64;
+                        self.batches.add(connections.len());
                         batch.for_each(|index| self.handed[index] = true);
                         connections.iter().for_each(&mut *handed);
                         continue;
@@ -426,7 +457,10 @@ impl Instances {
                 self.tend(slot, now);
                 false
             }
-            Outcome::Up { pid } => {
+            Outcome::Up { pid, restarted } => {
+                if restarted {
+                    self.ledger.restarted(*function);
+                }
                 if instance.taking() == 1 {
                     tracing::info!(%function, socket, pid, "instance is up");
                 }
@@ -461,17 +495,20 @@ impl Instances {
         if error.is_some() || instance.is_unproven() {
             instance.back_off(now);
         }
+        if error.is_none() {
+            instance.note_end();
+        }
         self.bury(slot, worker);
     }
 
     /// Counts what a worker takes with it, and tells those who had to do with it.
     fn bury(&mut self, slot: usize, worker: worker::Worker) {
-        let lost = worker.in_flight() + self.part_with(id_of(slot, worker.serial), worker);
-        if lost == 0 {
-            return;
-        }
-        self.lost += lost;
-        if let Some(Instance { function, socket, .. }) = &self.slots[slot] {
+        let Some(instance) = &self.slots[slot] else { return };
+        let lost = self.ledger.close(instance.function, &worker);
+        self.part_with(id_of(slot, worker.serial), worker);
+        if lost > 0
+            && let Some(Instance { function, socket, .. }) = &self.slots[slot]
+        {
             tracing::warn!(%function, socket, lost, "an instance went away with connections that it had not taken");
         }
     }

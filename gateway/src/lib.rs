@@ -1,9 +1,11 @@
 //! The gateway, as a library for its binary and for tests.
+pub mod admin;
 pub mod config;
 pub mod counters;
 pub mod deadline;
 pub mod doctor;
 pub mod gateway;
+pub mod inspect;
 pub mod instances;
 pub mod kernel;
 pub mod listener;

@@ -14,6 +14,16 @@ const QUEUE_BYTES: usize = 1024 * 1024;
 /// How long the end waits for a reader that may have stopped reading.
 const FINISH_PATIENCE: Duration = Duration::from_secs(1);
 
+/// How lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// For people.
+    #[default]
+    Text,
+    /// An object a line, for what collects logs.
+    Json,
+}
+
 /// The thread that writes.
 pub struct Logs {
     log: Log,
@@ -24,8 +34,8 @@ pub struct Logs {
 #[derive(Clone)]
 pub struct Log(Arc<Shared>);
 
-#[derive(Default)]
 struct Shared {
+    format: Format,
     queue: Mutex<Queue>,
     changed: Condvar,
 }
@@ -39,8 +49,8 @@ struct Queue {
 }
 
 impl Logs {
-    pub fn to(mut output: impl Write + Send + 'static) -> io::Result<Self> {
-        let log = Log(Arc::default());
+    pub fn to(mut output: impl Write + Send + 'static, format: Format) -> io::Result<Self> {
+        let log = Log(Arc::new(Shared { format, queue: Mutex::default(), changed: Condvar::new() }));
         let (writing, finished) = mpsc::channel();
         let shared = Arc::clone(&log.0);
         thread::Builder::new().name("logs".to_owned()).spawn(move || {
@@ -64,6 +74,10 @@ impl Logs {
 }
 
 impl Log {
+    pub fn format(&self) -> Format {
+        self.0.format
+    }
+
     /// Takes whole lines, or drops them if there is no room.
     pub fn append(&self, lines: &[u8]) {
         if lines.is_empty() {
@@ -74,7 +88,7 @@ impl Log {
             queue.dropped += lines.iter().filter(|&&byte| byte == b'\n').count();
             return;
         }
-        queue.report_dropped();
+        queue.report_dropped(self.0.format);
         queue.bytes.extend_from_slice(lines);
         drop(queue);
         self.0.changed.notify_one();
@@ -94,10 +108,16 @@ impl Write for Log {
 }
 
 impl Queue {
-    fn report_dropped(&mut self) {
+    fn report_dropped(&mut self, format: Format) {
         let dropped = mem::take(&mut self.dropped);
         if dropped > 0 {
-            let report = format!("{dropped} lines were dropped here, because this log is read too slowly\n");
+            let text = "lines were dropped here, because this log is read too slowly";
+            let report = match format {
+                Format::Text => format!("{dropped} {text}\n"),
+                Format::Json => {
+                    format!("{{\"level\":\"WARN\",\"message\":\"{text}\",\"dropped\":{dropped}}}\n")
+                }
+            };
             self.bytes.extend_from_slice(report.as_bytes());
         }
     }
@@ -117,7 +137,7 @@ impl Shared {
                 queue = self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
             }
             if queue.closed {
-                queue.report_dropped();
+                queue.report_dropped(self.format);
             }
             if queue.bytes.is_empty() {
                 return;
@@ -139,7 +159,7 @@ mod tests {
 
     fn through_a_pipe(give: impl FnOnce(&Log)) -> (Logs, PipeReader) {
         let (reader, writer) = pipe().unwrap();
-        let logs = Logs::to(writer).unwrap();
+        let logs = Logs::to(writer, Format::Text).unwrap();
         give(&logs.log());
         (logs, reader)
     }

@@ -48,6 +48,22 @@ pub enum Proven {
     Before,
 }
 
+impl Proven {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Now => "the self-test passed",
+            Self::Before => "the self-test passed before, since this boot",
+        }
+    }
+}
+
+/// The path that was chosen, and why.
+pub struct Choice<T> {
+    /// The kernel path's; `None` means user space.
+    pub kernel: Option<T>,
+    pub reason: String,
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum Unfit {
     #[error(transparent)]
@@ -85,56 +101,52 @@ pub struct Ground {
     pins: Option<Pins>,
     /// Which later gateways can go on with the programs.
     layout: Option<String>,
+    proven: Proven,
 }
 
-/// Takes the ground of the kernel path; must precede the listeners, which belong to the cgroup that made them. `None`
-/// means user space.
-pub fn prepare(wanted: &Wanted) -> Result<(Option<Ground>, Leftovers), Unfit> {
+/// Takes the ground of the kernel path; must precede the listeners, which belong to the cgroup that made them.
+pub fn prepare(wanted: &Wanted) -> Result<(Choice<Ground>, Leftovers), Unfit> {
     let identity = identity(wanted);
-    let ground = match wanted.mode {
+    let choice = match wanted.mode {
         VerdictMode::Peek => {
             tracing::info!("verdicts come from user space, as configured");
-            None
+            Choice { kernel: None, reason: "as configured".to_owned() }
         }
-        VerdictMode::Auto => match take_ground(wanted, identity.as_ref()) {
-            Ok(ground) => Some(ground),
-            Err(unfit) => {
-                say_unfit(&unfit);
-                None
-            }
-        },
-        VerdictMode::Sockmap => Some(take_ground(wanted, identity.as_ref())?),
+        VerdictMode::Auto => {
+            take_ground(wanted, identity.as_ref()).map_or_else(|unfit| in_user_space(&unfit), Ground::chosen)
+        }
+        VerdictMode::Sockmap => take_ground(wanted, identity.as_ref())?.chosen(),
     };
     // After the adoption, or it would be removed as nobody's.
-    Ok((ground, Leftovers::collect(identity)))
+    Ok((choice, Leftovers::collect(identity)))
 }
 
-/// Loads the programs, or goes on with those that were found. `None` means user space.
+/// Loads the programs, or goes on with those that were found.
 pub fn load(
     wanted: &Wanted,
-    ground: Option<Ground>,
+    choice: Choice<Ground>,
     options: &kernel::Options,
     routes: &Routes,
-) -> Result<Option<Sockmap>, Unfit> {
-    let Some(ground) = ground else { return Ok(None) };
+) -> Result<Choice<Sockmap>, Unfit> {
+    let Choice { kernel, reason } = choice;
+    let Some(ground) = kernel else { return Ok(Choice { kernel: None, reason }) };
     match ground.load(options, routes) {
-        Ok(sockmap) => Ok(Some(sockmap)),
+        Ok(sockmap) => Ok(Choice { kernel: Some(sockmap), reason }),
         Err(unfit) => {
             // What was proved before does not hold any more.
             Proof::here().iter().for_each(Proof::forget);
             match wanted.mode {
-                VerdictMode::Auto => {
-                    say_unfit(&unfit);
-                    Ok(None)
-                }
+                VerdictMode::Auto => Ok(in_user_space(&unfit)),
                 _ => Err(unfit),
             }
         }
     }
 }
 
-fn say_unfit(unfit: &Unfit) {
-    tracing::warn!(reason = %Chain(unfit), "verdicts come from user space, because the kernel path is not fit here");
+fn in_user_space<T>(unfit: &Unfit) -> Choice<T> {
+    let reason = Chain(unfit).to_string();
+    tracing::warn!(reason, "verdicts come from user space, because the kernel path is not fit here");
+    Choice { kernel: None, reason }
 }
 
 fn identity(wanted: &Wanted) -> Option<Identity> {
@@ -146,17 +158,13 @@ fn identity(wanted: &Wanted) -> Option<Identity> {
 }
 
 fn take_ground(wanted: &Wanted, identity: Option<&Identity>) -> Result<Ground, Unfit> {
-    match prove(wanted.self_test)? {
-        Proven::Now => tracing::info!("verdicts come from the kernel: the self-test passed"),
-        Proven::Before => {
-            tracing::info!("verdicts come from the kernel: the self-test passed before, on this kernel");
-        }
-    }
+    let proven = prove(wanted.self_test)?;
+    tracing::info!("verdicts come from the kernel: {}", proven.as_str());
     let layout = layout(wanted);
     if let (Some(identity), Some(layout)) = (identity, &layout)
         && let Some(pins) = Pins::take_over(identity, layout)
     {
-        match adopt(pins, layout) {
+        match adopt(pins, layout, proven) {
             Ok(ground) => return Ok(ground),
             Err(unfit) => {
                 tracing::info!(reason = %Chain(&unfit), "can't go on with what a killed gateway left");
@@ -177,7 +185,7 @@ fn take_ground(wanted: &Wanted, identity: Option<&Identity>) -> Result<Ground, U
         Some(pins) => Cgroup::enter_pinned(pins)?,
         None => Cgroup::enter("")?,
     };
-    Ok(Ground { adopted: None, cgroup, pins, layout })
+    Ok(Ground { adopted: None, cgroup, pins, layout, proven })
 }
 
 /// A port that the kernel chooses is another one at the next start, and the programs know their ports.
@@ -187,7 +195,7 @@ fn layout(wanted: &Wanted) -> Option<String> {
     fixed.then(|| kernel::Options { http_port, https_port, trim: wanted.trim }.layout())
 }
 
-fn adopt(pins: Pins, layout: &str) -> Result<Ground, Unfit> {
+fn adopt(pins: Pins, layout: &str, proven: Proven) -> Result<Ground, Unfit> {
     let cgroup = cgroup::id_for(&pins).ok_or(kernel::cgroup::Error::Gone)?;
     let kernel = Kernel::adopt(&pins, cgroup)?;
     tracing::info!(
@@ -196,12 +204,17 @@ fn adopt(pins: Pins, layout: &str) -> Result<Ground, Unfit> {
         "goes on with the BPF programs that a killed gateway left"
     );
     let cgroup = Cgroup::enter_pinned(&pins)?;
-    Ok(Ground { adopted: Some(kernel), cgroup, pins: Some(pins), layout: Some(layout.to_owned()) })
+    Ok(Ground { adopted: Some(kernel), cgroup, pins: Some(pins), layout: Some(layout.to_owned()), proven })
 }
 
 impl Ground {
+    fn chosen(self) -> Choice<Self> {
+        let reason = self.proven.as_str().to_owned();
+        Choice { kernel: Some(self), reason }
+    }
+
     fn load(self, options: &kernel::Options, routes: &Routes) -> Result<Sockmap, Unfit> {
-        let Self { adopted, cgroup, pins, layout } = self;
+        let Self { adopted, cgroup, pins, layout, proven: _ } = self;
         let mut kernel = match adopted {
             Some(kernel) => kernel,
             None => Kernel::load(options, &cgroup, pins.as_ref())?,

@@ -123,6 +123,7 @@ fn fixed(first: &Gateway, now: &Gateway) -> Vec<&'static str> {
     [
         ("http", first.http != now.http),
         ("https", first.https != now.https),
+        ("admin", first.admin != now.admin),
         ("verdict", first.verdict != now.verdict),
         ("head_timeout_ms", first.head_timeout != now.head_timeout),
         ("functions_dir", first.functions_dir != now.functions_dir),

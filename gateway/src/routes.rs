@@ -64,6 +64,10 @@ impl Routes {
         self.by_key.iter().map(|(key, index)| (*key, *index))
     }
 
+    pub fn functions(&self) -> impl Iterator<Item = FunctionName> {
+        self.functions.iter().copied()
+    }
+
     /// The verdict that a complete name gets.
     pub fn verdict(&self, key: &RouteKey) -> Verdict {
         match self.by_key.get(key) {

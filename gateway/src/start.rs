@@ -2,8 +2,9 @@
 use std::{
     io,
     net::SocketAddr,
+    os::fd::RawFd,
     pin::{Pin, pin},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use anyhow::{Context as _, Result};
@@ -17,10 +18,15 @@ use nix::{
 use socket2::Socket;
 use tokio::{
     runtime,
+    sync::mpsc,
     time::{Instant, sleep, sleep_until},
 };
 
 use crate::{
+    admin::{
+        Server,
+        report::{About, Listeners, VerdictPath},
+    },
     gateway::{Gateway, Parts},
     instances::Instances,
     kernel::{self, pins::Leftovers},
@@ -36,6 +42,12 @@ const DEFER_ACCEPT: Duration = Duration::from_secs(1);
 
 /// Descriptors that connections without a verdict leave to the rest: pool connections, batches, maps.
 const RESERVED_DESCRIPTORS: u64 = 1024;
+
+/// Descriptors that clients leave to whoever inspects the gateway, and to instances that come up, if there are many.
+const CLIENTLESS_DESCRIPTORS: u64 = 64;
+
+/// Whoever inspects waits for an answer before the next question; more than these wait, too.
+const INQUIRIES: usize = 4;
 
 /// How long connections that the kernel still follows may take to finish when the gateway stops.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
@@ -55,6 +67,7 @@ pub struct Options {
 
 /// Runs the gateway until SIGTERM or SIGINT.
 pub fn run(source: Source, options: Options) -> Result<()> {
+    let started = SystemTime::now();
     ignore_hangups()?;
     let config = source.read()?;
     let descriptors = raise_descriptor_limit().context("can't read the limit of open files")?;
@@ -65,6 +78,8 @@ pub fn run(source: Source, options: Options) -> Result<()> {
         let _runtime = runtime.enter();
         Signals::catch()?
     };
+    // Before there is a cgroup, to which it does not belong.
+    let admin = config.gateway.admin.map(bind_admin).transpose()?;
     let wanted = Wanted {
         mode: config.gateway.verdict,
         http: config.gateway.http,
@@ -73,12 +88,13 @@ pub fn run(source: Source, options: Options) -> Result<()> {
         self_test: options.self_test,
     };
     let unfit = "the kernel path is not fit on this host";
-    let (ground, mut leftovers) = mode::prepare(&wanted).context(unfit)?;
+    let (choice, mut leftovers) = mode::prepare(&wanted).context(unfit)?;
     let http = bind(config.gateway.http)?;
     let https = bind(config.gateway.https)?;
     let options = kernel::Options { http_port: port(&http)?, https_port: port(&https)?, trim: options.trim };
     // Before the first connection can come, so that the kernel follows every one.
-    let sockmap = mode::load(&wanted, ground, &options, &routes).context(unfit)?;
+    let mode::Choice { kernel: mut sockmap, reason } =
+        mode::load(&wanted, choice, &options, &routes).context(unfit)?;
     for (socket, address) in [(&http, config.gateway.http), (&https, config.gateway.https)] {
         listener::listen(socket, DEFER_ACCEPT).map_err(|error| cant_listen(address, &error))?;
     }
@@ -89,6 +105,8 @@ pub fn run(source: Source, options: Options) -> Result<()> {
         let following = Following::new(source, config.gateway.clone())?;
         let verdict = if sockmap.is_some() { "sockmap" } else { "peek" };
         let (http_address, https_address) = (local_address(&http)?, local_address(&https)?);
+        let (inquirer, inquiries) = mpsc::channel(INQUIRIES);
+        let inspection = sockmap.as_mut().and_then(|sockmap| sockmap.kernel.take_inspection());
         let gateway = Gateway::new(Parts {
             http,
             https,
@@ -98,8 +116,24 @@ pub fn run(source: Source, options: Options) -> Result<()> {
             sockmap,
             head_timeout: config.gateway.head_timeout,
             pending_capacity: pending_capacity(descriptors),
+            descriptor_ceiling: descriptor_ceiling(descriptors),
+            inquiries,
         })?;
-        tracing::info!(http = %http_address, https = %https_address, verdict, "ready");
+        let admin_address = admin.as_ref().map(Server::address).transpose()?;
+        if let (Some(server), Some(address)) = (admin, admin_address) {
+            let about = About {
+                started,
+                listeners: Listeners { http: http_address, https: https_address, admin: address },
+                verdict: VerdictPath {
+                    configured: config.gateway.verdict.as_str().to_owned(),
+                    path: verdict.to_owned(),
+                    reason,
+                },
+            };
+            server.start(about, inquirer, inspection)?;
+        }
+        let admin = admin_address.map_or("off".to_owned(), |address| address.to_string());
+        tracing::info!(http = %http_address, https = %https_address, admin, verdict, "ready");
         let sockmap = {
             let serving = pin!(gateway.run(&mut signals));
             beside(serving, &mut leftovers).await
@@ -129,6 +163,13 @@ async fn beside<T>(mut work: Pin<&mut impl Future<Output = T>>, leftovers: &mut 
 
 fn bind(address: SocketAddr) -> Result<Socket> {
     listener::bind(address).map_err(|error| cant_listen(address, &error))
+}
+
+fn bind_admin(address: SocketAddr) -> Result<Server> {
+    Server::bind(address).map_err(|error| {
+        let refusal = cant_listen(address, &error);
+        anyhow::anyhow!("{refusal} (the admin listener; `admin` in [gateway] or --admin puts it elsewhere)")
+    })
 }
 
 fn cant_listen(address: SocketAddr, error: &io::Error) -> anyhow::Error {
@@ -185,6 +226,11 @@ fn raise_descriptor_limit() -> nix::Result<u64> {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
     Ok(hard.min(libc::c_int::MAX as u64))
+}
+
+fn descriptor_ceiling(descriptors: u64) -> RawFd {
+    let left = CLIENTLESS_DESCRIPTORS.min(descriptors / 4);
+    RawFd::try_from(descriptors - left).unwrap_or(RawFd::MAX)
 }
 
 fn pending_capacity(descriptors: u64) -> usize {

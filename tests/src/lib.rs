@@ -11,6 +11,7 @@ pub mod http;
 pub mod leftovers;
 pub mod load;
 pub mod mangle;
+pub mod metrics;
 pub mod net;
 pub mod oracle;
 pub mod pattern;

@@ -5,6 +5,7 @@ use std::{
     fs,
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
     ops::Deref,
+    os::unix::process::CommandExt as _,
     path::PathBuf,
     process::Command,
     rc::Rc,
@@ -21,6 +22,7 @@ use crate::{
     bpf::Objects,
     cgroup::Cgroup,
     eventually,
+    http::Response,
     leftovers::Seen,
     net::Net,
     pins,
@@ -63,6 +65,8 @@ pub struct Plan {
     strangers: Vec<String>,
     anchors: bool,
     gateway_arguments: Vec<String>,
+    supervisor_arguments: Vec<String>,
+    gateway_descriptors: Option<u64>,
     address: IpAddr,
     ports: Option<(u16, u16)>,
     extra: String,
@@ -81,6 +85,8 @@ pub struct Stack {
     config: PathBuf,
     gateway_arguments: Vec<String>,
     log: Option<String>,
+    supervisor_arguments: Vec<String>,
+    gateway_descriptors: Option<u64>,
     verdicts: Verdicts,
     functions: Vec<String>,
     folder: TempDir,
@@ -112,6 +118,8 @@ impl Plan {
             strangers: Vec::new(),
             anchors: true,
             gateway_arguments: Vec::new(),
+            supervisor_arguments: Vec::new(),
+            gateway_descriptors: None,
             address: Ipv4Addr::LOCALHOST.into(),
             ports: None,
             extra: String::new(),
@@ -172,6 +180,17 @@ impl Plan {
         self
     }
 
+    pub fn supervisor_argument(mut self, argument: &str) -> Self {
+        self.supervisor_arguments.push(argument.into());
+        self
+    }
+
+    /// Lets the gateway have no more open files than this.
+    pub fn gateway_descriptors(mut self, limit: u64) -> Self {
+        self.gateway_descriptors = Some(limit);
+        self
+    }
+
     /// The address that clients connect to; the listeners take both families.
     pub fn clients_use(mut self, address: impl Into<IpAddr>) -> Self {
         self.address = address.into();
@@ -212,6 +231,7 @@ impl Plan {
         let folder = tempfile::Builder::new().prefix("pointsman-test.").tempdir().expect("making a folder");
         let authority = Authority::new(folder.path());
         let (http, https) = self.ports.unwrap_or_else(|| (net.free_port(), net.free_port()));
+        let admin = SocketAddr::from((Ipv4Addr::LOCALHOST, net.free_port()));
         let mut certificates = BTreeMap::new();
         let mut text = String::from("[gateway]\n");
         let sockets = folder.path().join("functions");
@@ -222,6 +242,7 @@ impl Plan {
         let defaults = [
             ("http", format!("\"[::]:{http}\"")),
             ("https", format!("\"[::]:{https}\"")),
+            ("admin", format!("\"{admin}\"")),
             ("verdict", format!("\"{}\"", self.verdicts.as_str())),
             ("functions_dir", format!("{sockets:?}")),
         ];
@@ -269,6 +290,7 @@ impl Plan {
             book: AddressBook {
                 http: (self.address, http).into(),
                 https: (self.address, https).into(),
+                admin,
                 tls: Arc::new(tls::config(&authority, &versions)),
                 certificates: Arc::new(certificates),
             },
@@ -276,6 +298,8 @@ impl Plan {
             config,
             gateway_arguments: self.gateway_arguments,
             log: self.log,
+            supervisor_arguments: self.supervisor_arguments,
+            gateway_descriptors: self.gateway_descriptors,
             verdicts: self.verdicts,
             functions: self
                 .functions
@@ -295,7 +319,7 @@ impl Stack {
 
     pub fn start_supervisor(&mut self) {
         let mut command = Command::new(programs::product("pointsman"));
-        command.args(["supervise", "--config"]).arg(&self.config);
+        command.args(["supervise", "--config"]).arg(&self.config).args(&self.supervisor_arguments);
         command.envs(self.log.as_ref().map(|filter| ("POINTSMAN_LOG", filter)));
         self.supervisor = Some(Process::spawn("supervisor", &mut command, Some(&self.cgroups.functions)));
     }
@@ -309,6 +333,12 @@ impl Stack {
         let mut command = Command::new(programs::product("pointsman"));
         command.args(["gateway", "--config"]).arg(&self.config).args(&self.gateway_arguments);
         command.envs(self.log.as_ref().map(|filter| ("POINTSMAN_LOG", filter)));
+        if let Some(limit) = self.gateway_descriptors {
+            // SAFETY: the closure makes one system call and touches no memory but its own.
+            unsafe {
+                command.pre_exec(move || Ok(setrlimit(Resource::RLIMIT_NOFILE, limit, limit)?));
+            }
+        }
         Process::spawn("gateway", &mut command, Some(&self.cgroups.gateway))
     }
 
@@ -459,6 +489,7 @@ impl Drop for Stack {
 pub struct AddressBook {
     pub http: SocketAddr,
     pub https: SocketAddr,
+    pub admin: SocketAddr,
     tls: Arc<ClientConfig>,
     certificates: Arc<BTreeMap<String, Certificate>>,
 }
@@ -475,6 +506,12 @@ impl AddressBook {
     /// A client of the HTTP port.
     pub fn client(&self) -> Result<Client> {
         Ok(Client::new(Wire::Plain(self.connect_http()?)))
+    }
+
+    /// What the admin listener answers to a GET.
+    pub fn admin(&self, path: &str) -> Result<Response> {
+        let stream = TcpStream::connect(self.admin).context("connecting to the admin listener")?;
+        Client::new(Wire::Plain(stream)).request("GET", path, "admin", None)
     }
 
     /// A client of the HTTPS port with a session that the named function has accepted.

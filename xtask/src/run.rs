@@ -35,6 +35,9 @@ pub struct Arguments {
     /// Where to listen for HTTPS
     #[arg(long, value_name = "ADDR")]
     https: Option<SocketAddr>,
+    /// Where to tell metrics and state
+    #[arg(long, value_name = "ADDR")]
+    admin: Option<SocketAddr>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -118,6 +121,7 @@ fn override_by(config: &mut Table, arguments: &Arguments) -> Result<()> {
     };
     set("http", arguments.http.map(|address| address.to_string()));
     set("https", arguments.https.map(|address| address.to_string()));
+    set("admin", arguments.admin.map(|address| address.to_string()));
     let verdict = arguments.verdict.and_then(|verdict| verdict.to_possible_value());
     set("verdict", verdict.map(|verdict| verdict.get_name().to_owned()));
     Ok(())

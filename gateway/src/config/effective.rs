@@ -39,6 +39,7 @@ fn gateway_table(gateway: &Gateway) -> Table {
     let table = [
         ("http", Value::from(gateway.http.to_string())),
         ("https", Value::from(gateway.https.to_string())),
+        ("admin", Value::from(gateway.admin.map_or("off".to_owned(), |admin| admin.to_string()))),
         ("verdict", Value::from(gateway.verdict.as_str())),
         ("head_timeout_ms", Value::from(head_timeout_ms)),
         ("functions_dir", Value::from(gateway.functions_dir.to_string_lossy().into_owned())),
@@ -72,6 +73,7 @@ fn function_table(name: &str, function: &Function, domains: &[String]) -> Table 
         ("key", path(&function.key)),
         ("instances", (function.instances != 1).then(|| Value::from(i64::from(function.instances)))),
         ("user", function.user.as_deref().map(Value::from)),
+        ("access_log", function.access_log.then_some(Value::from(true))),
         ("env", (!env.is_empty()).then_some(Value::Table(env))),
         (
             "trust_group",
@@ -115,6 +117,7 @@ mod tests {
             r#"
             [gateway]
             http = "127.0.0.1:80"
+            admin = "off"
             verdict = "sockmap"
             head_timeout_ms = 2500
             functions_dir = "sockets"
@@ -126,6 +129,7 @@ mod tests {
             key = "thumb.key"
             instances = 3
             user = "nobody"
+            access_log = true
             env = { LEVEL = "high \"est\"" }
             memory_max = "256M"
             restart_limit = 0

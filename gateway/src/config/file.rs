@@ -39,6 +39,8 @@ const WEIGHTS: std::ops::RangeInclusive<u32> = 1..=100;
 
 /// With the function's name and the rest of `NAME@ID.sock` it is a file's name.
 const INSTANCE_ID_BYTES: usize = 64;
+/// In place of an address.
+const ADMIN_OFF: &str = "off";
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -54,6 +56,7 @@ struct File {
 struct GatewayTable {
     http: Option<Spanned<String>>,
     https: Option<Spanned<String>>,
+    admin: Option<Spanned<String>>,
     verdict: Option<VerdictMode>,
     head_timeout_ms: Option<Spanned<u64>>,
     functions_dir: Option<PathBuf>,
@@ -79,6 +82,8 @@ struct FunctionTable {
     restart_limit: Option<Spanned<u32>>,
     #[serde(default)]
     weights: BTreeMap<Spanned<String>, Spanned<u32>>,
+    #[serde(default)]
+    access_log: bool,
 }
 
 /// What is wrong, and the byte of the file at which it begins.
@@ -151,6 +156,7 @@ impl GatewayTable {
         Gateway {
             http: SocketAddr::new(IpAddr::from([0u16; 8]), 8080),
             https: SocketAddr::new(IpAddr::from([0u16; 8]), 8443),
+            admin: Some(SocketAddr::new(IpAddr::from([127, 0, 0, 1]), 8081)),
             verdict: self.verdict.unwrap_or(VerdictMode::Auto),
             head_timeout: Duration::from_millis(DEFAULT_HEAD_TIMEOUT_MS),
             functions_dir: PathBuf::from("/run/pointsman/functions"),
@@ -170,6 +176,17 @@ impl GatewayTable {
         if gateway.http == gateway.https && gateway.http.port() != 0 {
             let offset = self.https.as_ref().or(self.http.as_ref()).map_or(0, |value| value.span().start);
             let reason = format!("http and https both listen at {}; give each its own port", gateway.http);
+            return Err(Invalid { offset, reason });
+        }
+        if let Some(admin) = &self.admin {
+            gateway.admin = if admin.get_ref() == ADMIN_OFF { None } else { Some(listener(admin)?) };
+        }
+        if gateway
+            .admin
+            .is_some_and(|admin| admin.port() != 0 && [gateway.http, gateway.https].contains(&admin))
+        {
+            let offset = self.admin.as_ref().or(self.http.as_ref()).map_or(0, |value| value.span().start);
+            let reason = "admin listens where http or https does; give each its own port".to_owned();
             return Err(Invalid { offset, reason });
         }
         if let Some(timeout) = &self.head_timeout_ms {
@@ -230,6 +247,7 @@ impl FunctionTable {
             memory_max: self.memory_max.as_ref().map(memory).transpose()?,
             restart_limit: self.restart_limit.as_ref().map(|limit| *limit.get_ref()),
             weights: self.weights.iter().map(weight).collect::<Result<_, _>>()?,
+            access_log: self.access_log,
         })
     }
 
@@ -385,6 +403,7 @@ mod tests {
             [gateway]
             http = "127.0.0.1:80"
             https = "[::1]:443"
+            admin = "[::1]:9000"
             verdict = "peek"
             head_timeout_ms = 2500
             functions_dir = "sockets"
@@ -403,6 +422,7 @@ mod tests {
             moves_to = ["other"]
             memory_max = "64M"
             restart_limit = 5
+            access_log = true
 
             [functions.other]
             weights = { big = 3 }
@@ -411,6 +431,7 @@ mod tests {
         .unwrap();
         assert_eq!(config.gateway.http, "127.0.0.1:80".parse().unwrap());
         assert_eq!(config.gateway.https, "[::1]:443".parse().unwrap());
+        assert_eq!(config.gateway.admin, Some("[::1]:9000".parse().unwrap()));
         assert_eq!(config.gateway.verdict, VerdictMode::Peek);
         assert_eq!(config.gateway.head_timeout, Duration::from_millis(2500));
         assert_eq!(config.gateway.functions_dir, Path::new("/etc/pointsman/sockets"));
@@ -428,6 +449,8 @@ mod tests {
         let other = &config.functions[&name("other")];
         assert_eq!((other.command.as_ref(), other.instances, other.memory_max), (None, 1, None));
         assert_eq!(other.weights, [("big".to_owned(), 3)].into());
+        assert!(thumb.access_log && !other.access_log);
+        assert_eq!(read("[gateway]\nadmin = \"off\"\n").unwrap().gateway.admin, None);
     }
 
     #[test]
@@ -452,6 +475,8 @@ mod tests {
             ("\n[gateway]\nhtp = \"x\"\n", 3, "expected one of `http`"),
             ("[gateway]\nhttp = \"8080\"\n", 2, "ADDRESS:PORT"),
             ("[gateway]\n\nhttps = \"[::]:8080\"\n", 3, "its own port"),
+            ("[gateway]\nadmin = \"on\"\n", 2, "ADDRESS:PORT"),
+            ("[gateway]\nhttps = \"[::1]:1\"\nadmin = \"[::1]:1\"\n", 3, "its own port"),
             ("[gateway]\nverdict = \"fast\"\n", 2, "sockmap"),
             ("[gateway]\nhead_timeout_ms = 5\n", 2, "from 100 to 600000"),
             ("[functions.a]\nmoves_to = [\"b\"]\n", 2, "there are a"),

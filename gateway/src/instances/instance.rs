@@ -36,6 +36,16 @@ pub struct Instance {
     greeted_at: Option<Instant>,
     retry_at: Option<Instant>,
     refreshed_in: u64,
+    life: Life,
+}
+
+/// Which process serves, and how often that was another one.
+#[derive(Default)]
+struct Life {
+    pid: Option<u32>,
+    /// All its pool connections have reached their end, as they do when a process ends.
+    ended: bool,
+    restarts: u64,
 }
 
 /// One look at the loads.
@@ -56,6 +66,8 @@ pub enum Outcome {
     /// Another worker takes connections.
     Up {
         pid: u32,
+        /// By another process than before.
+        restarted: bool,
     },
     /// A worker that said HELLO before has said something.
     Said,
@@ -79,7 +91,24 @@ impl Instance {
             greeted_at: None,
             retry_at: None,
             refreshed_in: 0,
+            life: Life::default(),
         }
+    }
+
+    pub fn is_listed(&self) -> bool {
+        self.listed
+    }
+
+    pub fn wanted(&self) -> usize {
+        self.wanted
+    }
+
+    pub fn pid(&self) -> Option<u32> {
+        self.life.pid
+    }
+
+    pub fn restarts(&self) -> u64 {
+        self.life.restarts
     }
 
     /// Reads the status pages, once in a round; true when it did and some worker takes nothing more.
@@ -175,6 +204,11 @@ impl Instance {
         Some(self.workers.swap_remove(index))
     }
 
+    /// A pool connection has reached its end in order.
+    pub fn note_end(&mut self) {
+        self.life.ended = self.workers.is_empty();
+    }
+
     fn look_for_hello(&mut self, greeting: Greeting, number: u64, now: Instant) -> Outcome {
         match greeting.end.receive_hello() {
             Ok(First::Hello(hello, status)) => {
@@ -187,7 +221,7 @@ impl Instance {
                 self.workers.push(Worker::new(greeting.serial, greeting.end, hello, status));
                 // So that this round's choices see it.
                 self.refreshed_in = 0;
-                Outcome::Up { pid: hello.pid }
+                Outcome::Up { pid: hello.pid, restarted: self.life.greet(hello.pid) }
             }
             Ok(First::WouldBlock) => {
                 self.greeting = Some(greeting);
@@ -202,5 +236,15 @@ impl Instance {
                 Outcome::Failed(error)
             }
         }
+    }
+}
+
+impl Life {
+    /// Notes who says HELLO; true when that is another process than before, even if it has the same number, as the
+    /// first process of a container has.
+    fn greet(&mut self, pid: u32) -> bool {
+        let restarted = self.pid.is_some_and(|before| before != pid || self.ended);
+        *self = Self { pid: Some(pid), ended: false, restarts: self.restarts + u64::from(restarted) };
+        restarted
     }
 }

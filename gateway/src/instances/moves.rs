@@ -1,6 +1,6 @@
 //! The way of connections from one function to another: places are granted, then each is passed on at once.
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     os::fd::{AsFd, OwnedFd},
 };
 
@@ -23,7 +23,7 @@ const BACKLOG_MAX: usize = 256;
 const TURN: usize = 64;
 
 /// How a move ended, as far as the gateway sees it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum MoveOutcome {
     /// It is in the target's queue.
     Moved,
@@ -37,8 +37,20 @@ pub enum MoveOutcome {
     Unreserved,
 }
 
+impl MoveOutcome {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Moved => "moved",
+            Self::Rerouted => "rerouted",
+            Self::Refused => "refused",
+            Self::Lost => "lost",
+            Self::Unreserved => "unreserved",
+        }
+    }
+}
+
 /// Moves by source, target and outcome.
-pub type MoveCounts = HashMap<(FunctionName, FunctionName, MoveOutcome), u64>;
+pub type MoveCounts = BTreeMap<(FunctionName, FunctionName, MoveOutcome), u64>;
 
 /// A message that waits for room in a worker's queue. All wait in one line, because luggage is opened in the order in
 /// which it was sealed.
@@ -183,7 +195,9 @@ impl Instances {
         } else {
             MoveOutcome::Unreserved
         };
-        if let Some(source) = self.function_of(from) {
+        // What an instance says is a name that counts only where there is such a function: nobody can make up more.
+        let exists = self.known.contains(&function) || self.function_of(to) == Some(function);
+        if exists && let Some(source) = self.function_of(from) {
             *self.moves.entry((source, function, outcome)).or_default() += 1;
         }
     }
@@ -292,14 +306,12 @@ impl Instances {
         waiting
     }
 
-    /// Settles what others had to do with a worker whose pool connection is over; says how many connections waited
-    /// for it in vain.
-    pub(super) fn part_with(&mut self, id: WorkerId, mut worker: Worker) -> u64 {
+    /// Settles what others had to do with a worker whose pool connection is over.
+    pub(super) fn part_with(&mut self, id: WorkerId, mut worker: Worker) {
         for to in worker.leases.end_all() {
             self.end_if_drained(to);
         }
         self.revoke(id);
-        worker.backlog.iter().filter(|waiting| matches!(waiting, Waiting::Moved { .. })).count() as u64
     }
 
     /// Tells all who hold places at this worker that it takes nothing more.

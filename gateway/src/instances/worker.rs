@@ -2,6 +2,7 @@
 use std::{
     collections::VecDeque,
     os::fd::{AsFd, BorrowedFd},
+    sync::Arc,
     time::Duration,
 };
 
@@ -25,7 +26,8 @@ pub struct Worker {
     pub serial: u32,
     pub hello: Hello,
     end: GatewayEnd,
-    status: StatusReader,
+    /// Shared with whoever counts, who may look at it later than the worker lives.
+    status: Arc<StatusReader>,
     sent: u64,
     state: State,
     /// As of the last `refresh`, with what was assigned since.
@@ -73,7 +75,7 @@ impl Worker {
             serial,
             hello,
             end,
-            status,
+            status: Arc::new(status),
             sent: 0,
             state: State::Taking,
             queued: 0,
@@ -126,6 +128,21 @@ impl Worker {
     /// Takes back what was assigned and not sent, and looks full until the next `refresh`.
     pub fn fill(&mut self) {
         self.queued = WINDOW;
+    }
+
+    /// Connections that were sent, ever.
+    pub fn sent(&self) -> u64 {
+        self.sent
+    }
+
+    /// What the worker counts.
+    pub fn page(&self) -> Arc<StatusReader> {
+        Arc::clone(&self.status)
+    }
+
+    /// Connections that move to it and wait for room in its queue.
+    pub fn waiting(&self) -> u64 {
+        self.backlog.iter().filter(|waiting| matches!(waiting, Waiting::Moved { .. })).count() as u64
     }
 
     /// Connections that were sent and not taken: what its death would lose.

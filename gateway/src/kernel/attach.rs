@@ -16,6 +16,8 @@ use super::{Cgroup, Error, Logger, Pins};
 /// The programs that a link attaches to the cgroup; the verdict program is the SOCKHASH's.
 const LINKED: [&str; 3] = ["pm_peername4", "pm_peername6", "pm_enrol"];
 
+pub const PROGRAMS: [&str; 4] = ["pm_peername4", "pm_peername6", "pm_enrol", "pm_verdict"];
+
 /// Of all maps that are ours; what a library keeps beside them dies with the programs.
 const MAPS: [&str; 8] = [
     "pm_sockets",

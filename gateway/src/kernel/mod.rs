@@ -5,6 +5,7 @@ mod btf;
 pub mod cgroup;
 mod destroy;
 mod inject;
+pub mod inspect;
 pub mod pins;
 pub mod proof;
 pub mod selftest;
@@ -25,12 +26,14 @@ use aya::{
 use aya_log::EbpfLogger;
 use common::{
     Verdict,
+    first_flight::FirstFlight,
     limits::ROUTES,
     map_values::{Connection, Counter, Event, Offsets, Route, Settings},
     route::RouteKey,
     verdict::address,
 };
 
+use self::inspect::Inspection;
 pub use self::{cgroup::Cgroup, pins::Pins};
 
 #[derive(Debug, thiserror::Error)]
@@ -86,6 +89,7 @@ pub struct Kernel {
     counters: PerCpuArray<MapData, u64>,
     events: RingBuf<MapData>,
     logger: Option<Logger>,
+    inspection: Option<Inspection>,
     _programs: Programs,
 }
 
@@ -118,6 +122,7 @@ impl Kernel {
             attach::pin_maps(&programs, pins)?;
         }
         let links = attach::attach(&mut programs, cgroup, pins)?;
+        let inspection = Some(Inspection::of(&programs)?);
         let mut take = |map| programs.take_map(map).ok_or(Error::Missing(map));
         Ok(Self {
             tag: random_tag(),
@@ -128,6 +133,7 @@ impl Kernel {
             counters: attach::typed("pm_counters", take("pm_counters")?)?,
             events: attach::typed("pm_events", take("pm_events")?)?,
             logger,
+            inspection,
             _programs: Programs::Loaded(programs, links),
         })
     }
@@ -146,6 +152,7 @@ impl Kernel {
             counters: attach::pinned(pins, "pm_counters")?,
             events: attach::pinned(pins, "pm_events")?,
             logger,
+            inspection: Some(Inspection::of_pinned(pins)?),
             _programs: Programs::Adopted(Box::new(verdict), links),
         };
         kernel.forget_routes()?;
@@ -159,6 +166,11 @@ impl Kernel {
             self.routes.remove(&key).map_err(|source| Error::Map { map: "pm_routes", source })?;
         }
         Ok(())
+    }
+
+    /// For the one who inspects, once.
+    pub fn take_inspection(&mut self) -> Option<Inspection> {
+        self.inspection.take()
     }
 
     /// Makes a generation's routes known, then makes new verdicts use them.
@@ -286,6 +298,8 @@ struct Shared<T>(T);
 
 // SAFETY: integers and arrays of them without padding, as their definitions assert or show.
 unsafe impl Pod for Shared<Connection> {}
+// SAFETY: as above.
+unsafe impl Pod for Shared<FirstFlight> {}
 // SAFETY: as above.
 unsafe impl Pod for Shared<RouteKey> {}
 // SAFETY: as above.

@@ -6,6 +6,8 @@ use std::{
 };
 
 use rustix::io::ioctl_fionbio;
+use serde::Serialize;
+use serde_json::value::RawValue;
 use tokio::{io::unix::AsyncFd, task::yield_now};
 use tracing_subscriber::fmt::{
     format,
@@ -14,7 +16,7 @@ use tracing_subscriber::fmt::{
 
 use super::lines::{Lines, append_escaped};
 use crate::{
-    logs::Log,
+    logs::{Format, Log},
     readable::{OwnsDescriptor, watch},
 };
 
@@ -83,14 +85,66 @@ impl Entries {
         // In the form of the supervisor's own lines; functions leave the time to whoever reads them. A String takes all.
         let _ = SystemTime.format_time(&mut format::Writer::new(&mut self.time));
         self.bytes.clear();
+        let format = self.log.format();
         let read = lines.read(source, |line| {
-            for part in [&self.time, " ", self.label.as_str(), SEPARATOR] {
-                self.bytes.extend_from_slice(part.as_bytes());
+            match format {
+                Format::Text => {
+                    for part in [&self.time, " ", self.label.as_str(), SEPARATOR] {
+                        self.bytes.extend_from_slice(part.as_bytes());
+                    }
+                    append_escaped(line, &mut self.bytes);
+                }
+                Format::Json => append_object(&self.time, self.label.as_str(), line, &mut self.bytes),
             }
-            append_escaped(line, &mut self.bytes);
             self.bytes.push(b'\n');
         })?;
         self.log.append(&self.bytes);
         Ok(read)
+    }
+}
+
+/// A line of a function as an object; what is one already, such as an entry of the access log, stays one.
+fn append_object(time: &str, function: &str, line: &[u8], out: &mut Vec<u8>) {
+    #[derive(Serialize)]
+    struct Entry<'a> {
+        timestamp: &'a str,
+        function: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        message: Option<&'a str>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        record: Option<&'a RawValue>,
+    }
+    let mut escaped = Vec::with_capacity(line.len());
+    append_escaped(line, &mut escaped);
+    let text = String::from_utf8_lossy(&escaped);
+    let record = Some(&*text)
+        .filter(|text| text.starts_with('{') && text.as_bytes() == line)
+        .and_then(|text| serde_json::from_str::<&RawValue>(text).ok());
+    let message = record.is_none().then_some(&*text);
+    // Strings and what was parsed can be written, and a Vec takes all.
+    let _ = serde_json::to_writer(out, &Entry { timestamp: time, function, message, record });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn object(line: &[u8]) -> String {
+        let mut out = Vec::new();
+        append_object("now", "echo", line, &mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn lines_are_objects_and_objects_stay_objects() {
+        for (line, expected) in [
+            (&b"a \"word\""[..], r#"{"timestamp":"now","function":"echo","message":"a \"word\""}"#),
+            (br#"{"status":200}"#, r#"{"timestamp":"now","function":"echo","record":{"status":200}}"#),
+            (b"{half", r#"{"timestamp":"now","function":"echo","message":"{half"}"#),
+            (b"{} {}", r#"{"timestamp":"now","function":"echo","message":"{} {}"}"#),
+            (b"\x1b[2J\xff", r#"{"timestamp":"now","function":"echo","message":"\\u{1b}[2J\\xff"}"#),
+        ] {
+            assert_eq!(object(line), expected);
+        }
     }
 }

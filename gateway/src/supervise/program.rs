@@ -72,6 +72,9 @@ impl Program {
             others: config.others_hosts(name),
         };
         let mut environment = environment(name, &function.env, &names);
+        if function.access_log {
+            environment.push(("POINTSMAN_ACCESS_LOG".to_owned(), "true".to_owned()));
+        }
         let receivers = config.receivers(&name).map_or("*".to_owned(), |receivers| {
             receivers.iter().map(FunctionName::as_str).collect::<Vec<_>>().join(",")
         });
@@ -234,6 +237,9 @@ mod tests {
         let program = prepare(&function).unwrap();
         assert_eq!((program.executable.as_path(), program.arguments.len()), (Path::new("/bin/sh"), 2));
         assert_eq!(variable(&program, "LEVEL"), Some("high"));
+        assert_eq!(variable(&program, "POINTSMAN_ACCESS_LOG"), None);
+        let logged = prepare(&Function { access_log: true, ..function.clone() }).unwrap();
+        assert_eq!(variable(&logged, "POINTSMAN_ACCESS_LOG"), Some("true"));
         assert_eq!(variable(&program, "POINTSMAN_NAME"), Some("echo"));
         assert_eq!(variable(&program, "POINTSMAN_DOMAINS"), Some("faas.local,localhost"));
         assert_eq!(variable(&program, "POINTSMAN_MOVES_TO"), Some("*"));

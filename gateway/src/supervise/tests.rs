@@ -164,7 +164,7 @@ fn logs() -> (Logs, Said) {
     }
 
     let (sender, lines) = mpsc::unbounded_channel();
-    (Logs::to(Lines(sender)).unwrap(), Said(lines))
+    (Logs::to(Lines(sender), crate::logs::Format::Text).unwrap(), Said(lines))
 }
 
 /// A shell script, as the user that a function is run as.
