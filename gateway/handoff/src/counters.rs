@@ -9,13 +9,13 @@ use std::{
 pub const BUCKETS: usize = 16;
 
 /// From a worker that runs when its connection comes to a client that takes ten seconds to say what it wants.
-pub const WAIT_BOUNDS: [Duration; BUCKETS] = micros([
+pub const WAIT_BOUNDS_NS: [u64; BUCKETS] = nanos([
     10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 25_000, 50_000, 100_000, 500_000, 1_000_000,
     10_000_000,
 ]);
 
 /// From an answer that is made of nothing to the usual time-outs of clients.
-pub const DURATION_BOUNDS: [Duration; BUCKETS] = micros([
+pub const DURATION_BOUNDS_NS: [u64; BUCKETS] = nanos([
     50, 100, 250, 500, 1000, 2500, 5000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000,
     2_500_000, 10_000_000,
 ]);
@@ -163,11 +163,11 @@ struct Cells {
 
 impl Counters {
     pub fn wait(&self, wait: Duration) {
-        self.waits.observe(wait, &WAIT_BOUNDS);
+        self.waits.observe(wait, &WAIT_BOUNDS_NS);
     }
 
     pub fn request(&self, kind: Kind, duration: Duration) {
-        self.entry(kind.key()).durations.observe(duration, &DURATION_BOUNDS);
+        self.entry(kind.key()).durations.observe(duration, &DURATION_BOUNDS_NS);
     }
 
     /// Takes over what other counters hold, and leaves them at zero.
@@ -209,9 +209,10 @@ impl Counters {
 }
 
 impl Cells {
-    fn observe(&self, value: Duration, bounds: &[Duration; BUCKETS]) {
-        let bucket = bounds.iter().position(|bound| value <= *bound).unwrap_or(BUCKETS);
-        add(&self.sum_ns, u64::try_from(value.as_nanos()).unwrap_or(u64::MAX));
+    fn observe(&self, value: Duration, bounds_ns: &[u64; BUCKETS]) {
+        let value_ns = u64::try_from(value.as_nanos()).unwrap_or(u64::MAX);
+        let bucket = bounds_ns.iter().position(|&bound_ns| value_ns <= bound_ns).unwrap_or(BUCKETS);
+        add(&self.sum_ns, value_ns);
         add(&self.buckets[bucket], 1);
     }
 
@@ -235,11 +236,11 @@ fn add(value: &AtomicU64, more: u64) {
     value.store(value.load(Relaxed).wrapping_add(more), Relaxed);
 }
 
-const fn micros(values: [u64; BUCKETS]) -> [Duration; BUCKETS] {
-    let mut bounds = [Duration::ZERO; BUCKETS];
+const fn nanos(micros: [u64; BUCKETS]) -> [u64; BUCKETS] {
+    let mut bounds = micros;
     let mut index = 0;
     while index < BUCKETS {
-        bounds[index] = Duration::from_micros(values[index]);
+        bounds[index] *= 1000;
         index += 1;
     }
     bounds
@@ -310,6 +311,6 @@ mod tests {
 
     #[test]
     fn bounds_ascend() {
-        assert!(WAIT_BOUNDS.is_sorted() && DURATION_BOUNDS.is_sorted());
+        assert!(WAIT_BOUNDS_NS.is_sorted() && DURATION_BOUNDS_NS.is_sorted());
     }
 }

@@ -16,7 +16,7 @@ pub use channel::{
     Arrivals, FromInstance, GatewayEnd, Greeting, InstanceEnd, MessageBuffer, ReceiveBuffer, Received,
     SendError,
 };
-pub use counters::{BUCKETS, Counters, Counts, DURATION_BOUNDS, Histogram, Kind, Method, WAIT_BOUNDS};
+pub use counters::{BUCKETS, Counters, Counts, DURATION_BOUNDS_NS, Histogram, Kind, Method, WAIT_BOUNDS_NS};
 pub use directory::FunctionsDirectory;
 pub use error::Error;
 pub use listen_fds::ListenFds;

@@ -2,11 +2,11 @@
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use common::{Refusal, map_values::Counter};
-use handoff::{Counts, DURATION_BOUNDS, Histogram, StatusReader, WAIT_BOUNDS};
+use handoff::{Counts, DURATION_BOUNDS_NS, Histogram, StatusReader, WAIT_BOUNDS_NS};
 use serde::{Deserialize, Serialize};
 
 use super::snapshot::Snapshot;
@@ -260,7 +260,7 @@ impl Function {
             in_flight: instances.iter().map(|instance| instance.in_flight).sum(),
             open: instances.iter().map(|instance| instance.open).sum(),
             restarts: view.totals.restarts,
-            handoff: Distribution::of_durations(&counts.waits, &WAIT_BOUNDS),
+            handoff: Distribution::of_durations(&counts.waits, &WAIT_BOUNDS_NS),
             requests: requests(&counts),
             instances,
         }
@@ -274,7 +274,7 @@ impl Function {
             in_flight: 0,
             open: 0,
             restarts: 0,
-            handoff: Distribution::of_durations(&Histogram::default(), &WAIT_BOUNDS),
+            handoff: Distribution::of_durations(&Histogram::default(), &WAIT_BOUNDS_NS),
             requests: Vec::new(),
             instances: Vec::new(),
         }
@@ -292,7 +292,7 @@ fn requests(counts: &Counts) -> Vec<Requests> {
         .map(|(kind, durations)| Requests {
             method: kind.method.as_str().to_owned(),
             status: kind.status.map_or_else(|| "other".to_owned(), |status| status.to_string()),
-            duration: Distribution::of_durations(durations, &DURATION_BOUNDS),
+            duration: Distribution::of_durations(durations, &DURATION_BOUNDS_NS),
         })
         .collect()
 }
@@ -331,8 +331,8 @@ fn answered(page: &StatusReader) -> u64 {
 }
 
 impl Distribution {
-    fn of_durations(histogram: &Histogram, bounds: &[Duration]) -> Self {
-        let bounds = bounds.iter().map(|bound| Some(bound.as_secs_f64())).chain([None]);
+    fn of_durations(histogram: &Histogram, bounds_ns: &[u64]) -> Self {
+        let bounds = bounds_ns.iter().map(|&bound_ns| Some(bound_ns as f64 / 1e9)).chain([None]);
         Self {
             count: histogram.count(),
             sum: histogram.sum_ns as f64 / 1e9,

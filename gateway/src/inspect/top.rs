@@ -32,7 +32,7 @@ pub fn run(address: SocketAddr, interval: Duration, once: bool) -> Result<()> {
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
     let first = Look { report: runtime.block_on(client::fetch(address))?, at: Instant::now() };
     if once {
-        runtime.block_on(sleep(interval));
+        runtime.block_on(async { sleep(interval).await });
         let second = Look { report: runtime.block_on(client::fetch(address))?, at: Instant::now() };
         return print(&second.since(&first, None, 0));
     }
@@ -123,8 +123,8 @@ impl Top {
     }
 
     fn wish(&mut self, patience: Duration) -> Result<Wish> {
-        let terminated = self.runtime.block_on(timeout(Duration::ZERO, self.terminate.recv())).is_ok();
-        if terminated {
+        let terminate = async { timeout(Duration::ZERO, self.terminate.recv()).await };
+        if self.runtime.block_on(terminate).is_ok() {
             return Ok(Wish::Quit);
         }
         if !event::poll(patience)? {
