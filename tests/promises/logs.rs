@@ -1,7 +1,8 @@
 //! Logs are lines for people or objects for machines, and a function logs what it answered when asked to.
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
 use serde_json::Value;
-use tests::{Verdicts, eventually, stack::Plan};
+use tests::{Verdicts, eventually, metrics::Metrics, stack::Plan};
 
 /// The access log's entry for a path.
 fn entry(line: &str, path: &str) -> Option<Value> {
@@ -48,5 +49,42 @@ fn logs_are_objects_when_asked_for() -> Result<()> {
         ensure!(object["message"].is_string() || object["record"].is_object(), "{line}");
     }
     ensure!(said.iter().any(|line| line.contains("\"message\":\"ready\"")), "{said:?}");
+    Ok(())
+}
+
+/// A log that nobody reads holds up nobody, and says what it lacks when it is read again.
+#[test]
+fn an_access_log_that_is_not_read_makes_nobody_wait() -> Result<()> {
+    let mut stack = Plan::new(Verdicts::Auto).configuration("access_log = true\n").start();
+    stack.supervisor().signal(Signal::SIGSTOP);
+    let mut client = stack.client()?;
+    // Several times what the pipe between the two holds.
+    let asked = (0..3000).try_for_each(|_| {
+        let answer = client.request("GET", "/function/hello/some/where", "x", None)?;
+        ensure!(answer.head.version == 1, "{answer:?}");
+        Ok(())
+    });
+    stack.supervisor().signal(Signal::SIGCONT);
+    asked?;
+    let mut looks = 0;
+    eventually("each answer to be logged or called dropped", || {
+        // What comes next brings the report with it, and takes a moment itself.
+        if looks % 100 == 0 {
+            client.request("GET", "/function/hello/some/where", "x", None).ok()?;
+        }
+        looks += 1;
+        let answered =
+            Metrics::scrape(&stack).ok()?.sum("pointsman_requests_total", &[("function", "hello")]);
+        let said = stack.supervisor().said();
+        let records = said.iter().filter_map(|line| {
+            serde_json::from_str::<Value>(&line[line.find("hello | {")? + "hello | ".len()..]).ok()
+        });
+        let (mut logged, mut dropped) = (0, 0);
+        for record in records {
+            logged += u64::from(record["path"].is_string());
+            dropped += record["dropped"].as_u64().unwrap_or(0);
+        }
+        (dropped > 0 && (logged + dropped) as f64 == answered).then_some(())
+    });
     Ok(())
 }

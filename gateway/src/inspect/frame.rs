@@ -10,7 +10,7 @@ use ratatui::{
 };
 
 use super::figures::{count, quantile, span};
-use crate::admin::report::{Distribution, Function, Instance, Report, Requests, State};
+use crate::admin::report::{Distribution, Function, Instance, MoveCount, Report, Requests, State};
 
 /// Lines above the table.
 const HEAD_LINES: u16 = 6;
@@ -63,7 +63,7 @@ impl View<'_> {
 
     fn head(&self) -> Vec<Line<'_>> {
         let Report { version, uptime_seconds, verdict, connections, batches, .. } = self.now;
-        let rate = |get: fn(&Report) -> u64| self.rate(get(self.now), |before| get(before));
+        let rate = |get: fn(&Report) -> u64| self.rate(get(self.now), get);
         let path = |path: &str| {
             let of = |report: &Report| {
                 report
@@ -97,7 +97,7 @@ impl View<'_> {
                 rate(|report| report.connections.dropped),
             )),
             Line::from(format!(
-                "verdicts/s: kernel at accept {}  kernel late {}  user space {}   connections a message: {mean}",
+                "verdicts/s: kernel {}, late {}  user space {}   connections a message {mean}",
                 path("kernel_at_accept"),
                 path("kernel_late"),
                 path("user_space"),
@@ -110,7 +110,7 @@ impl View<'_> {
                 connections.accept_pauses,
                 self.kernel()
             )),
-            Line::default(),
+            Line::from(self.moves()),
         ]
     }
 
@@ -125,6 +125,21 @@ impl View<'_> {
             })
             .collect();
         if reasons.is_empty() { "none so far".to_owned() } else { reasons.join("  ") }
+    }
+
+    fn moves(&self) -> String {
+        let moves = self.now.moves.iter().map(|moved| {
+            let key = |other: &MoveCount| {
+                (&other.source, &other.target, &other.outcome)
+                    == (&moved.source, &moved.target, &moved.outcome)
+            };
+            let of = |report: &Report| {
+                report.moves.iter().find(|other| key(other)).map_or(0, |earlier| earlier.count)
+            };
+            format!("{}→{} {} {}", moved.source, moved.target, moved.outcome, self.rate(moved.count, of))
+        });
+        let moves = moves.collect::<Vec<_>>().join("  ");
+        if moves.is_empty() { moves } else { format!("moves/s: {moves}") }
     }
 
     fn kernel(&self) -> String {

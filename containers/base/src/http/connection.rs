@@ -385,7 +385,7 @@ impl<'a> Connection<'a> {
             exchange.offer(handover);
         }
         if self.shared.access_log.is_some() {
-            exchange.remember_target(&request);
+            exchange.remember_path(&request);
         }
         exchange.ask(request);
         Ok(Judged::Serve(exchange))

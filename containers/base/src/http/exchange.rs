@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version, response::Parts};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Version, response::Parts};
 use http_body::Frame;
 
 use super::{
@@ -53,8 +53,8 @@ pub struct Exchange {
     status: Option<StatusCode>,
     /// Of the answer's body, so far.
     body_bytes: u64,
-    /// Kept only for the access log.
-    target: Option<Uri>,
+    /// The path that was asked for, kept only for the access log.
+    path: Option<Box<str>>,
 }
 
 /// How far the answer has come.
@@ -117,7 +117,7 @@ impl Exchange {
             begun: Instant::now(),
             status: None,
             body_bytes: 0,
-            target: None,
+            path: None,
         }
     }
 
@@ -127,8 +127,8 @@ impl Exchange {
     }
 
     /// What the access log will say that was asked for.
-    pub(super) fn remember_target(&mut self, request: &Request<Body>) {
-        self.target = request.extensions().get().map(|OriginalUri(target)| target.clone());
+    pub(super) fn remember_path(&mut self, request: &Request<Body>) {
+        self.path = request.extensions().get().map(|OriginalUri(target)| target.path().into());
     }
 
     /// Counts the request and its answer, when both are over.
@@ -140,7 +140,7 @@ impl Exchange {
         if let Some(log) = &shared.access_log {
             log.write(Entry {
                 method: Some(self.method.as_str()),
-                path: self.target.as_ref().map(Uri::path),
+                path: self.path.as_deref(),
                 status,
                 bytes: self.body_bytes,
                 duration_us: u64::try_from(duration.as_micros()).unwrap_or(u64::MAX),
