@@ -5,6 +5,7 @@ use std::{
     net::SocketAddr,
     os::fd::AsFd,
     rc::Rc,
+    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
@@ -71,31 +72,31 @@ impl AccessLog {
         batch.lines.extend_from_slice(&line);
         if !batch.scheduled {
             batch.scheduled = true;
-            let log = self.clone();
-            spawn_local(async move {
-                sleep(BATCH_TIME).await;
-                let mut batch = log.0.borrow_mut();
-                batch.scheduled = false;
-                batch.flush();
-            });
+            spawn_local(flush_soon(self.clone()));
+        }
+    }
+}
+
+/// Until all is written, and what could not be is reported.
+async fn flush_soon(log: AccessLog) {
+    loop {
+        sleep(BATCH_TIME).await;
+        let mut batch = log.0.borrow_mut();
+        batch.flush();
+        if batch.dropped == 0 {
+            batch.scheduled = false;
+            return;
         }
     }
 }
 
 impl Batch {
     fn flush(&mut self) {
-        let lines = self.lines.iter().filter(|&&byte| byte == b'\n').count() as u64;
-        let stdout = io::stdout();
-        if self.dropped > 0 && is_writable(&stdout) {
-            let report = format!("{{\"dropped\":{}}}\n", self.dropped);
-            if stdout.lock().write_all(report.as_bytes()).is_ok() {
-                self.dropped = 0;
-            }
+        if self.dropped > 0 && write(format!("{{\"dropped\":{}}}\n", self.dropped).as_bytes()) {
+            self.dropped = 0;
         }
-        let written = is_writable(&stdout)
-            && stdout.lock().write_all(&self.lines).and_then(|()| stdout.lock().flush()).is_ok();
-        if !written {
-            self.dropped += lines;
+        if !self.lines.is_empty() && !write(&self.lines) {
+            self.dropped += self.lines.iter().filter(|&&byte| byte == b'\n').count() as u64;
         }
         self.lines.clear();
     }
@@ -108,6 +109,19 @@ impl Drop for Batch {
             self.flush();
         }
     }
+}
+
+/// Writes a batch to standard output, if that takes it at once.
+fn write(batch: &[u8]) -> bool {
+    // What one worker sees room for, another must not fill.
+    static WRITING: Mutex<()> = Mutex::new(());
+    let _writing = WRITING.lock().unwrap_or_else(PoisonError::into_inner);
+    let stdout = io::stdout();
+    if !is_writable(&stdout) {
+        return false;
+    }
+    let mut stdout = stdout.lock();
+    stdout.write_all(batch).and_then(|()| stdout.flush()).is_ok()
 }
 
 fn is_writable(output: &impl AsFd) -> bool {
