@@ -70,6 +70,9 @@ pub struct Arguments {
     /// Write docs/benchmarks.md from this run
     #[arg(long)]
     write_docs: bool,
+    /// Measure nothing: show an earlier run, from its results.json
+    #[arg(long, value_name = "FILE")]
+    from: Option<PathBuf>,
     /// Where everything lies that was built: this process is the part that needs root
     #[arg(long, hide = true, global = true)]
     programs: Option<PathBuf>,
@@ -98,6 +101,11 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     if arguments.work.iter().any(|work| work == "list") {
         WORKS.iter().for_each(|work| println!("{:24} {}", work.key, work.title));
         return Ok(ExitCode::SUCCESS);
+    }
+    if let Some(file) = &arguments.from {
+        let text = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+        let target = file.parent().context("the results lie in no directory")?;
+        return present(arguments, target, &serde_json::from_slice(&text)?);
     }
     let programs = match &arguments.programs {
         Some(programs) => programs.clone(),
@@ -200,7 +208,7 @@ fn compare(arguments: &Arguments, prepared: &Prepared) -> Result<ExitCode> {
     }
     count_syscalls(&works, prepared, &mut results, &stage)?;
     drop(stage);
-    present(arguments, prepared, &results)
+    present(arguments, &prepared.target, &results)
 }
 
 /// Every side at every work, once; each round begins with another side.
@@ -273,7 +281,7 @@ fn count_syscalls(
     Ok(())
 }
 
-fn present(arguments: &Arguments, prepared: &Prepared, results: &Results) -> Result<ExitCode> {
+fn present(arguments: &Arguments, target: &Path, results: &Results) -> Result<ExitCode> {
     let mut tables = tables::of_works(results);
     tables.extend(tables::of_syscalls(results));
     tables.extend([tables::overview(results), tables::processor_overview(results), goals::table(results)]);
@@ -284,9 +292,9 @@ fn present(arguments: &Arguments, prepared: &Prepared, results: &Results) -> Res
         }
     }
     println!("{}", words::noise(results));
-    let json = prepared.target.join("results.json");
+    let json = target.join("results.json");
     fs::write(&json, serde_json::to_string_pretty(results)?)?;
-    let html = prepared.target.join("report.html");
+    let html = target.join("report.html");
     fs::write(&html, report::html(results)?)?;
     println!("\n{}\n{}", json.display(), html.display());
     if arguments.write_docs {

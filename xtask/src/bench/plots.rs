@@ -43,7 +43,7 @@ fn draw(
     chart
         .configure_mesh()
         .disable_x_mesh()
-        .max_light_lines(0)
+        .light_line_style(TRANSPARENT)
         .y_label_formatter(&|value| if top < 10.0 { format!("{value:.2}") } else { format!("{value:.0}") })
         .x_labels(count)
         .x_label_formatter(&|segment| match segment {
