@@ -118,7 +118,7 @@ fn identified(
         |word: &&str| word.trim_start_matches("nginx/").starts_with(|first: char| first.is_ascii_digit());
     let version = said.split([' ', '\n']).find_map(|word| match peer {
         // The commit, the version, how it was built.
-        Peer::Envoy => word.split('/').nth(1),
+        Peer::Envoy => word.split('/').nth(1).filter(number),
         _ => Some(word).filter(number),
     });
     installed.version = version.unwrap_or("of unknown version").trim_start_matches("nginx/").to_owned();

@@ -34,6 +34,13 @@ pub fn losses(results: &Results) -> Vec<String> {
 
 /// How quiet the machine was: others' work disturbs every figure here.
 pub fn noise(results: &Results) -> String {
+    if results.settings.rounds == 1 {
+        return format!("{} One short round of each is an impression, not a result.", foreign(results));
+    }
+    foreign(results)
+}
+
+fn foreign(results: &Results) -> String {
     let outcomes = results.works.iter().flat_map(|work| work.sides.values());
     let shares: Vec<f64> = outcomes.flat_map(|outcome| outcome.values(Figure::Foreign)).collect();
     match Spread::of(&shares) {
