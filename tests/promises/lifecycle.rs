@@ -2,6 +2,7 @@
 use std::{
     fs,
     net::{TcpListener, TcpStream},
+    ops::Range,
     os::unix::fs::symlink,
     path::Path,
     rc::Rc,
@@ -11,7 +12,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use nix::sys::signal::Signal;
+use nix::{
+    sys::signal::{Signal, kill as send_signal},
+    unistd::Pid,
+};
 use tests::{
     Stack, Verdicts, eventually,
     mangle::Injector,
@@ -24,38 +28,95 @@ use tests::{
 
 in_both_modes!(a_stop_resets_nobody, begun_handshakes_are_served);
 
-/// A request of which the function has a part, and to which it has sent nothing: its socket is enrolled still.
+/// Functions that can be halted one by one.
+const HALTED: usize = 9;
+
+fn halted(number: usize) -> String {
+    format!("halted{number}")
+}
+
+/// A stack whose functions can be halted; what doesn't run answers nobody.
+fn plan() -> Plan {
+    (0..HALTED).fold(Plan::new(Verdicts::Sockmap), |plan, number| {
+        plan.function(&halted(number), "echo").without_readiness(&halted(number))
+    })
+}
+
+/// A request of which the function has a part.
 struct Unanswered {
     client: Client,
     field: String,
+    function: String,
+    /// Processes that were halted before it came: nothing of it is read, and its socket is enrolled still.
+    processes: Vec<Pid>,
 }
 
 impl Unanswered {
-    fn begin(stack: &AddressBook, number: usize) -> Result<Self> {
+    fn begin(stack: &AddressBook, number: usize, function: String) -> Result<Self> {
         let field = format!("value-{number}-");
         let mut client = stack.client()?;
-        client.send(format!("GET /function/echo HTTP/1.1\r\nHost: x\r\nX-Field: {field}").as_bytes())?;
-        Ok(Self { client, field })
+        client
+            .send(format!("GET /function/{function} HTTP/1.1\r\nHost: x\r\nX-Field: {field}").as_bytes())?;
+        Ok(Self { client, field, function, processes: Vec::new() })
     }
 
     fn finish(mut self) -> Result<()> {
+        self.go_on();
         self.client.send(b"end\r\n\r\n")?;
         let answer = self.client.response().context("a connection that was handed over")?;
         ensure!(answer.json()["headers"]["x-field"] == format!("{}end", self.field), "{answer:?}");
         // As any other from now on.
-        self.client.echo("/function/echo", "x", Pattern::new(5), 30_000, Framing::Chunks(777))
+        let target = format!("/function/{}", self.function);
+        self.client.echo(&target, "x", Pattern::new(5), 30_000, Framing::Chunks(777))
+    }
+
+    fn go_on(&mut self) {
+        for process in self.processes.drain(..) {
+            // One that is gone needs no signal.
+            let _ = send_signal(process, Signal::SIGCONT);
+        }
     }
 }
 
-/// Begins some requests, and waits until they have left the gateway.
-fn begin_unanswered(stack: &AddressBook, count: usize) -> Result<Vec<Unanswered>> {
-    let unanswered = (0..count).map(|number| Unanswered::begin(stack, number)).collect();
+impl Drop for Unanswered {
+    fn drop(&mut self) {
+        self.go_on();
+    }
+}
+
+/// Halts functions, begins a request for each, and waits until they have left the gateway.
+fn begin_unanswered(stack: &mut Stack, numbers: Range<usize>) -> Result<Vec<Unanswered>> {
+    let mut all = Vec::new();
+    for number in numbers {
+        let processes = halt(stack, &halted(number))?;
+        let mut unanswered = Unanswered::begin(stack, number, halted(number))?;
+        unanswered.processes = processes;
+        all.push(unanswered);
+    }
+    have_left(stack)?;
+    Ok(all)
+}
+
+fn halt(stack: &mut Stack, function: &str) -> Result<Vec<Pid>> {
+    let serves = |stack: &AddressBook| {
+        let answer = stack.client()?.request("GET", &format!("/function/{function}"), "x", None)?;
+        Ok::<_, anyhow::Error>(answer.status() == 200)
+    };
+    eventually("the function to be up", || serves(stack).is_ok_and(|serves| serves).then_some(()));
+    let processes: Vec<_> = stack.processes_named(function).into_iter().map(Pid::from_raw).collect();
+    ensure!(!processes.is_empty(), "{function} doesn't run");
+    processes.iter().try_for_each(|&process| send_signal(process, Signal::SIGSTOP))?;
+    Ok(processes)
+}
+
+/// What came before this has left the gateway.
+fn have_left(stack: &AddressBook) -> Result<()> {
     // The first may be accepted in the same turn and sent to its worker before the others are; the second comes later.
-    for _ in 0..2 {
+    (0..2).try_for_each(|_| {
         let answer = stack.client()?.request("GET", "/function/echo", "x", None)?;
         ensure!(answer.status() == 200, "{answer:?}");
-    }
-    unanswered
+        Ok(())
+    })
 }
 
 fn kill(stack: &mut Stack) {
@@ -74,13 +135,13 @@ fn goes_on(stack: &mut Stack) -> bool {
 
 #[test]
 fn what_a_killed_gateway_left_is_adopted() -> Result<()> {
-    let mut stack = Stack::start(Verdicts::Sockmap);
+    let mut stack = plan().start();
     let pins = stack.pins();
     ensure!(pins.len() == 1, "{pins:?}");
     let mut late = Vec::new();
-    for _ in 0..3 {
-        let mut unanswered = begin_unanswered(&stack, 6)?;
-        late.extend(unanswered.split_off(4));
+    for round in 0..3 {
+        let mut unanswered = begin_unanswered(&mut stack, 3 * round..3 * round + 3)?;
+        late.extend(unanswered.pop());
         kill(&mut stack);
         ensure!(stack.pins() == pins, "{:?}", stack.pins());
         unanswered.pop().unwrap().finish()?;
@@ -100,23 +161,28 @@ fn what_a_killed_gateway_left_is_adopted() -> Result<()> {
 #[test]
 fn bytes_are_kept_exact_after_the_kill() -> Result<()> {
     const TRIMMED: usize = 5;
-    let mut stack = Stack::start(Verdicts::Sockmap);
+    let mut stack = plan().start();
     let set = stack.pins().remove(0);
     let mut clients = Vec::new();
+    let processes = halt(&mut stack, "halted0")?;
     for _ in 0..8 {
         let mut client = stack.client()?;
         client.socket().set_nodelay(true)?;
-        client.send(b"POST /function/echo HTTP/1.1\r\nHost: x\r\nContent-Length: 3000\r\n")?;
+        client.send(b"POST /function/halted0 HTTP/1.1\r\nHost: x\r\nContent-Length: 3000\r\n")?;
         clients.push(client);
     }
-    // What is begun later proves that these have left the gateway.
-    begin_unanswered(&stack, 1)?;
+    have_left(&stack)?;
     kill(&mut stack);
-    for (seed, client) in clients.iter_mut().enumerate() {
+    let mut bodies = Vec::new();
+    for (seed, client) in clients.iter().enumerate() {
         let mut random = Random::new(seed as u64);
         let body = random.bytes(3000);
         let rest = [b"\r\n", &body[..]].concat();
         Injector::new(client.socket())?.write_with_overlaps(client.socket(), &mut random, &rest)?;
+        bodies.push(body);
+    }
+    processes.into_iter().try_for_each(|process| send_signal(process, Signal::SIGCONT))?;
+    for (seed, (client, body)) in clients.iter_mut().zip(bodies).enumerate() {
         let answer = client.response().with_context(|| format!("seed {seed}"))?;
         ensure!(answer.body == body, "seed {seed}");
     }
@@ -130,9 +196,9 @@ fn bytes_are_kept_exact_after_the_kill() -> Result<()> {
 /// As if the next gateway had other programs.
 #[test]
 fn what_does_not_fit_is_kept_until_its_connections_end() -> Result<()> {
-    let mut stack = Stack::start(Verdicts::Sockmap);
+    let mut stack = plan().start();
     let old = stack.pins().remove(0);
-    let mut unanswered = begin_unanswered(&stack, 3)?;
+    let mut unanswered = begin_unanswered(&mut stack, 0..3)?;
     kill(&mut stack);
     fs::remove_file(old.join("layout"))?;
     symlink("another", old.join("layout"))?;
@@ -152,9 +218,9 @@ fn what_does_not_fit_is_kept_until_its_connections_end() -> Result<()> {
 /// A stop waits for those who depend on an earlier gateway's programs, and removes both sets.
 #[test]
 fn a_stop_ends_what_earlier_gateways_left() -> Result<()> {
-    let mut stack = Stack::start(Verdicts::Sockmap);
+    let mut stack = plan().start();
     let old = stack.pins().remove(0);
-    let mut unanswered = begin_unanswered(&stack, 2)?;
+    let mut unanswered = begin_unanswered(&mut stack, 0..2)?;
     kill(&mut stack);
     fs::remove_file(old.join("layout"))?;
     symlink("another", old.join("layout"))?;
@@ -176,9 +242,9 @@ fn a_stop_ends_what_earlier_gateways_left() -> Result<()> {
 /// Service managers remove the cgroups of a service that has died.
 #[test]
 fn the_cgroup_of_a_killed_gateway_is_removed() -> Result<()> {
-    let mut stack = Stack::start(Verdicts::Sockmap);
+    let mut stack = plan().start();
     let old = stack.pins().remove(0);
-    let mut unanswered = begin_unanswered(&stack, 4)?;
+    let mut unanswered = begin_unanswered(&mut stack, 0..4)?;
     kill(&mut stack);
     let cgroup = fs::read_link(old.join("cgroup"))?;
     eventually("the killed process to leave its cgroup", || fs::remove_dir(&cgroup).ok());
@@ -194,12 +260,12 @@ fn the_cgroup_of_a_killed_gateway_is_removed() -> Result<()> {
 #[test]
 fn neighbours_do_not_notice() -> Result<()> {
     let net = Rc::new(Net::private());
-    let mut first = Plan::new(Verdicts::Sockmap).in_net(net.clone()).start();
-    let mut second = Plan::new(Verdicts::Sockmap).in_net(net).start();
+    let mut first = plan().in_net(net.clone()).start();
+    let mut second = plan().in_net(net).start();
     let (first_pins, second_pins) = (first.pins(), second.pins());
     ensure!(first_pins.len() == 1 && second_pins.len() == 1 && first_pins != second_pins);
-    let of_first = begin_unanswered(&first, 3)?;
-    let of_second = begin_unanswered(&second, 3)?;
+    let of_first = begin_unanswered(&mut first, 0..3)?;
+    let of_second = begin_unanswered(&mut second, 0..3)?;
     kill(&mut first);
     // Another start looks at what is there, and leaves alone what others own or need.
     second.look();
@@ -225,9 +291,9 @@ fn neighbours_do_not_notice() -> Result<()> {
 /// What was begun by mistake must not take away what is at work.
 #[test]
 fn a_second_gateway_on_the_same_ports_changes_nothing() -> Result<()> {
-    let stack = Stack::start(Verdicts::Sockmap);
+    let mut stack = plan().start();
     let pins = stack.pins();
-    let unanswered = begin_unanswered(&stack, 2)?;
+    let unanswered = begin_unanswered(&mut stack, 0..2)?;
     let mut second = stack.another_gateway();
     ensure!(!second.wait().success());
     ensure!(
@@ -244,9 +310,9 @@ fn a_second_gateway_on_the_same_ports_changes_nothing() -> Result<()> {
 /// A start that comes to nothing leaves what it had adopted to the next one.
 #[test]
 fn a_start_fails_after_the_adoption() -> Result<()> {
-    let mut stack = Stack::start(Verdicts::Sockmap);
+    let mut stack = plan().start();
     let pins = stack.pins();
-    let mut unanswered = begin_unanswered(&stack, 3)?;
+    let mut unanswered = begin_unanswered(&mut stack, 0..3)?;
     kill(&mut stack);
     let occupant = eventually("the dead gateway's port to be free", || TcpListener::bind(stack.https).ok());
     let mut failing = stack.another_gateway();
@@ -267,7 +333,7 @@ fn a_start_fails_after_the_adoption() -> Result<()> {
 fn gateways_are_killed_under_load() -> Result<()> {
     const CLIENTS: usize = 6;
     const DEATHS: usize = 5;
-    let mut stack = Stack::start(Verdicts::Sockmap);
+    let mut stack = plan().start();
     let pins = stack.pins();
     let (book, ends) = (stack.address_book(), AtomicBool::new(false));
     let served = AtomicUsize::new(0);
@@ -295,7 +361,10 @@ fn gateways_are_killed_under_load() -> Result<()> {
             .collect();
         let deaths = (0..DEATHS).try_for_each(|_| -> Result<()> {
             more(&served, 20);
-            let unanswered = begin_unanswered(&book, 5)?;
+            let unanswered = (0..5)
+                .map(|number| Unanswered::begin(&book, number, "echo".into()))
+                .collect::<Result<Vec<_>>>()?;
+            have_left(&book)?;
             kill(&mut stack);
             ensure!(stack.pins() == pins, "{:?}", stack.pins());
             let late = {

@@ -76,7 +76,7 @@ fn damage(random: &mut Random, bytes: &mut Vec<u8>) {
 fn request(random: &mut Random) -> (Vec<u8>, Option<String>) {
     const METHODS: [&str; 8] =
         ["GET", "POST", "PUT", "DELETE", "OPTIONS", "PRI", "x-1~", "UPDATEREDIRECTREF"];
-    const BEFORE: [&str; 6] = ["", "", "", "http://h", "HTTPS://user@h:1", "http://[::1]:80"];
+    const BEFORE: [&str; 6] = ["", "", "", "http://h", "HTTPS://h:1", "http://[::1]:80"];
     const MISSES: [&str; 14] = [
         "/",
         "*",

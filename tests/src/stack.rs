@@ -430,6 +430,18 @@ impl Stack {
         processes
     }
 
+    /// The processes of one function, whatever its program.
+    pub fn processes_named(&mut self, function: &str) -> Vec<i32> {
+        let variable = format!("POINTSMAN_NAME={function}");
+        let mut processes = self.function_processes();
+        processes.retain(|pid| {
+            fs::read(format!("/proc/{pid}/environ")).is_ok_and(|environment| {
+                environment.split(|&byte| byte == 0).any(|own| own == variable.as_bytes())
+            })
+        });
+        processes
+    }
+
     pub fn function_fds(&mut self) -> usize {
         self.function_processes().into_iter().map(count_fds).sum()
     }

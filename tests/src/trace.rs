@@ -1,5 +1,5 @@
 //! What strace saw a gateway do with its clients' sockets.
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use anyhow::{Context, Result, bail};
 
@@ -67,9 +67,19 @@ pub fn report(trace: &str) -> Result<Report> {
 
 /// The listeners of all connections that were accepted, in the order of acceptance.
 pub fn listeners(trace: &str) -> Vec<i64> {
-    let calls = trace.lines().filter_map(Call::parse).filter(|call| call.name == "accept4");
-    let accepted = calls.filter(|call| call.result.is_some_and(|fd| fd >= 0));
-    accepted.filter_map(|call| call.arguments.first().copied()).collect()
+    let mut begun = HashMap::new();
+    let mut listeners = Vec::new();
+    for line in trace.lines() {
+        let Some(call) = Call::parse(line).filter(|call| call.name == "accept4") else { continue };
+        let thread = line.split(char::is_whitespace).next();
+        if let Some(&listener) = call.arguments.first() {
+            begun.insert(thread, listener);
+        }
+        if call.result.is_some_and(|fd| fd >= 0) {
+            listeners.extend(begun.get(&thread));
+        }
+    }
+    listeners
 }
 
 /// One line of a trace: a call's beginning, its end, or both.
