@@ -155,7 +155,7 @@ impl Gateway {
                 Wake::Complete => self.look_again(),
                 Wake::Instances => {
                     self.retry_unplaced();
-                    self.ready.extend(self.instances.take_orphans());
+                    self.take_orphans();
                 }
                 Wake::Timer => self.expire(Instant::now()),
                 Wake::Inquiry(inquiry) => self.answer(inquiry),
@@ -515,6 +515,15 @@ impl Gateway {
     /// Instances have come or have room again.
     fn retry_unplaced(&mut self) {
         self.ready.extend(self.unplaced.drain(..));
+    }
+
+    /// Connections that moved to nobody are refused; how long they were served before is no wait.
+    fn take_orphans(&mut self) {
+        let now_ns = monotonic_ns();
+        self.ready.extend(self.instances.take_orphans().map(|mut orphan| {
+            orphan.connection.accepted_at_ns = now_ns;
+            orphan
+        }));
     }
 
     /// Nobody took the oldest ones in time: they get a refusal, and what can't even be refused is closed.

@@ -19,6 +19,7 @@ use nix::{
 use tests::{
     Stack, Verdicts, eventually,
     mangle::Injector,
+    metrics::Metrics,
     net::Net,
     pattern::{Pattern, Random},
     pins::counter,
@@ -133,6 +134,17 @@ fn goes_on(stack: &mut Stack) -> bool {
     stack.gateway().said().iter().any(|line| line.contains("goes on with the BPF programs"))
 }
 
+/// The maps and programs that were found are inspected like those of one's own.
+fn is_looked_into(stack: &Stack) -> Result<()> {
+    let metrics = Metrics::scrape(stack)?;
+    ensure!(metrics.sum("pointsman_bpf_map_entries", &[("map", "pm_connections")]) >= 1.0);
+    ensure!(metrics.sum("pointsman_bpf_map_entries", &[("map", "pm_routes")]) >= 1.0);
+    ensure!(metrics.sum("pointsman_kernel_events_total", &[("event", "enrolled")]) >= 1.0);
+    let programs = metrics.label_values("pointsman_bpf_program_runs_total", "program");
+    ensure!(programs.len() == 4, "{programs:?}");
+    Ok(())
+}
+
 #[test]
 fn what_a_killed_gateway_left_is_adopted() -> Result<()> {
     let mut stack = plan().start();
@@ -148,6 +160,7 @@ fn what_a_killed_gateway_left_is_adopted() -> Result<()> {
         restart(&mut stack);
         ensure!(goes_on(&mut stack), "{:?}", stack.gateway().said());
         ensure!(stack.pins() == pins, "{:?}", stack.pins());
+        is_looked_into(&stack)?;
         unanswered.into_iter().try_for_each(Unanswered::finish)?;
     }
     // They have seen two gateways die, or one.

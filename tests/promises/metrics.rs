@@ -7,13 +7,21 @@ use nix::{
     unistd::Pid,
 };
 use serde_json::Value;
-use tests::{Stack, Verdicts, eventually, metrics::Metrics};
+use tests::{
+    Stack, Verdicts,
+    configuration::{Configuration, reload, without},
+    eventually,
+    metrics::Metrics,
+    stack::Plan,
+};
 
 in_both_modes!(
     known_traffic_is_counted_exactly,
     a_restarted_function_goes_on_counting,
     a_stopping_function_counts_to_the_end,
     requests_without_a_gateway_are_told_to_the_next,
+    moves_are_counted_and_their_age_is_no_wait,
+    functions_of_a_reload_are_told,
 );
 
 /// Scrapes until nothing is in flight any more, so that all that clients saw is counted.
@@ -189,6 +197,62 @@ fn requests_without_a_gateway_are_told_to_the_next(verdicts: Verdicts) -> Result
     ensure!(settled(&stack).sum("pointsman_requests_total", &deleted) == 7.0);
     ensure!(kept.request("DELETE", "/function/echo", "x", None)?.status() == 200);
     ensure!(settled(&stack).sum("pointsman_requests_total", &deleted) == 8.0);
+    Ok(())
+}
+
+/// A connection that moves is taken by each of its functions, and came to the gateway once.
+fn moves_are_counted_and_their_age_is_no_wait(verdicts: Verdicts) -> Result<()> {
+    const ROUNDS: usize = 10;
+    let stack = Stack::start(verdicts);
+    let before = settled(&stack);
+    let mut client = stack.client()?;
+    for _ in 0..ROUNDS {
+        for function in ["/function/echo", "/function/hello"] {
+            ensure!(client.request("GET", function, "x", None)?.status() == 200);
+        }
+    }
+    let after = settled(&stack);
+    let rounds = ROUNDS as f64;
+    let (echo, hello) = (("function", "echo"), ("function", "hello"));
+    let moved = ("outcome", "moved");
+    for (name, labels, expected) in [
+        ("pointsman_moves_total", &[("source", "echo"), ("target", "hello"), moved][..], rounds),
+        ("pointsman_moves_total", &[("source", "hello"), ("target", "echo"), moved], rounds - 1.0),
+        ("pointsman_moves_total", &[], 2.0 * rounds - 1.0),
+        ("pointsman_connections_accepted_total", &[], 1.0),
+        ("pointsman_connections_total", &[], 1.0),
+        ("pointsman_handoffs_total", &[echo], rounds),
+        ("pointsman_handoffs_total", &[hello], rounds),
+        ("pointsman_handoff_seconds_count", &[echo], 1.0),
+        ("pointsman_handoff_seconds_count", &[hello], 0.0),
+        ("pointsman_requests_total", &[echo], rounds),
+        ("pointsman_requests_total", &[hello], rounds),
+        ("pointsman_handoffs_lost_total", &[], 0.0),
+    ] {
+        let grown = after.grown(&before, name, labels);
+        ensure!(grown == expected, "{name} {labels:?}: {grown} for {expected}");
+    }
+    Ok(())
+}
+
+fn functions_of_a_reload_are_told(verdicts: Verdicts) -> Result<()> {
+    let mut stack = Plan::new(verdicts).function("extra", "echo").start();
+    let configuration = Configuration::of(&stack);
+    let with = configuration.text();
+    let extra = [("function", "extra")];
+    let told =
+        |stack: &Stack, name: &str| Metrics::scrape(stack).ok().map(|metrics| metrics.sum(name, &extra));
+    ensure!(stack.client()?.request("GET", "/function/extra", "x", None)?.status() == 200);
+    let requests = settled(&stack).sum("pointsman_requests_total", &extra);
+    for (text, up) in [(without(&with, "extra"), 0.0), (with, 1.0)] {
+        configuration.replace(&text);
+        reload(&mut stack);
+        eventually("the reload to be told", || {
+            (told(&stack, "pointsman_instances_up") == Some(up)).then_some(())
+        });
+        // What it did is not forgotten.
+        ensure!(settled(&stack).sum("pointsman_requests_total", &extra) >= requests);
+    }
     Ok(())
 }
 

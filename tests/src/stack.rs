@@ -325,13 +325,17 @@ impl Stack {
     }
 
     pub fn start_gateway(&mut self) {
-        self.gateway = Some(self.another_gateway());
+        self.gateway = Some(self.spawn_gateway(&[]));
     }
 
-    /// Starts one more gateway of the same configuration, as an operator might by mistake.
+    /// Starts one more gateway on the same ports for clients, as an operator might by mistake.
     pub fn another_gateway(&self) -> Process {
+        self.spawn_gateway(&["--admin", "127.0.0.1:0"])
+    }
+
+    fn spawn_gateway(&self, arguments: &[&str]) -> Process {
         let mut command = Command::new(programs::product("pointsman"));
-        command.args(["gateway", "--config"]).arg(&self.config).args(&self.gateway_arguments);
+        command.args(["gateway", "--config"]).arg(&self.config).args(&self.gateway_arguments).args(arguments);
         command.envs(self.log.as_ref().map(|filter| ("POINTSMAN_LOG", filter)));
         if let Some(limit) = self.gateway_descriptors {
             // SAFETY: the closure makes one system call and touches no memory but its own.
