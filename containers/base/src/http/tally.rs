@@ -13,7 +13,9 @@ pub struct Tally(Rc<Inner>);
 
 #[derive(Default)]
 struct Inner {
-    page: RefCell<Option<Arc<StatusWriter>>>,
+    /// One per gateway that is there, in the order in which they came. Who only looks whether somebody listens is one
+    /// for that moment.
+    pages: RefCell<Vec<Arc<StatusWriter>>>,
     unreported: Counters,
 }
 
@@ -21,25 +23,28 @@ impl Tally {
     /// A gateway reads this page from now on.
     pub fn report_to(&self, page: &Arc<StatusWriter>) {
         page.counters().take_from(&self.0.unreported);
-        self.0.page.replace(Some(Arc::clone(page)));
+        self.0.pages.borrow_mut().push(Arc::clone(page));
     }
 
-    /// The gateway that read this page is gone.
+    /// The gateway that read this page is gone. If it came last, the one before it is told what was counted since.
     pub fn forget(&self, page: &Arc<StatusWriter>) {
-        self.0.page.borrow_mut().take_if(|reported| Arc::ptr_eq(reported, page));
+        let mut pages = self.0.pages.borrow_mut();
+        let came_last = pages.last().is_some_and(|last| Arc::ptr_eq(last, page));
+        pages.retain(|reported| !Arc::ptr_eq(reported, page));
+        if let Some(last) = pages.last().filter(|_| came_last) {
+            last.counters().take_from(page.counters());
+        }
     }
 
     /// How many connections are open; also told where a gateway only waits for the last of them.
     pub fn set_open(&self, connections: u32) {
-        if let Some(page) = &*self.0.page.borrow() {
-            page.set_open(connections);
-        }
+        self.0.pages.borrow().iter().for_each(|page| page.set_open(connections));
     }
 
     /// Counts a request and its answer's status; without one, its client had gone.
     pub fn count(&self, method: Method, status: Option<u16>, duration: Duration) {
         let kind = Kind::new(method, status.unwrap_or(CLIENT_GONE));
-        match &*self.0.page.borrow() {
+        match self.0.pages.borrow().last() {
             Some(page) => page.counters().request(kind, duration),
             None => self.0.unreported.request(kind, duration),
         }
