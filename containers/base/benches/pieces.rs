@@ -3,7 +3,7 @@ use std::{convert::Infallible, net::TcpListener};
 
 use base::{
     Body, Linger,
-    internals::{Connection, Identity, Limits, Shared, Stop, Stream},
+    internals::{Connection, Hosts, Identity, Limits, Mover, Origin, Shared, Stop, Stream, Tally},
     socket::Socket,
     tls::{SessionState, TlsStream},
 };
@@ -47,12 +47,16 @@ fn served() -> TcpStream {
     let (client, socket) = sockets();
     spawn_local(async move {
         let shared = Shared {
-            identity: Identity { name: "echo".parse().unwrap(), domains: vec!["localhost".into()] },
+            identity: Identity { name: "echo".parse().unwrap(), hosts: Hosts::default() },
             limits: Limits::default(),
             linger: Linger::default(),
             stop: Stop::default(),
+            mover: Mover::default(),
+            tally: Tally::default(),
+            access_log: None,
         };
-        let mut connection = Connection::new(Stream::Plain(Socket::from(socket)), Protocol::Http, &shared);
+        let stream = Stream::Plain(Socket::from(socket));
+        let mut connection = Connection::new(stream, Protocol::Http, Origin::default(), &shared);
         let finish = connection.serve(&mut tower::service_fn(answer)).await;
         connection.finish(finish, ()).await;
     });

@@ -20,7 +20,8 @@ mod worker;
 #[doc(hidden)]
 pub mod internals {
     pub use crate::{
-        http::{Connection, Identity, Limits, Shared},
+        http::{Connection, Hosts, Identity, Limits, Shared, Tally},
+        moves::{Mover, Origin},
         stop::Stop,
         stream::Stream,
     };
