@@ -44,7 +44,11 @@ fn a_busy_admin_port_is_named() -> Result<()> {
     let address = stack.admin.to_string();
     ensure!(said[0].contains(&address) && said[0].contains("another program") && said[0].contains("--admin"));
     drop(busy);
-    stack.start_gateway();
+    // Another test's child may hold a copy until it has become its program.
+    eventually("the gateway to find its port free", || {
+        stack.start_gateway();
+        stack.gateway().wait_for_line("ready").map(drop)
+    });
     stack.start_supervisor();
     stack.wait_until_ready();
     Ok(())

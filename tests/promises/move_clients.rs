@@ -87,21 +87,26 @@ impl SClient {
         Ok(writeln!(self.input, "{line}\r")?)
     }
 
-    /// A command of one letter is a line of its own, and nothing else.
-    fn command(&mut self, letter: &str) -> Result<()> {
-        Ok(writeln!(self.input, "{letter}")?)
+    fn wait_for(&mut self, text: &str) -> Result<()> {
+        self.wait_for_line_with(&[text])
     }
 
-    fn wait_for(&mut self, text: &str) -> Result<()> {
+    fn wait_for_line_with(&mut self, parts: &[&str]) -> Result<()> {
         let mut seen = String::new();
         loop {
             let start = seen.len();
             let length = self.output.read_line(&mut seen)?;
-            ensure!(length > 0, "no {text:?} in:\n{seen}");
-            if seen[start..].contains(text) {
+            ensure!(length > 0, "no {parts:?} in:\n{seen}");
+            if parts.iter().all(|part| seen[start..].contains(part)) {
                 return Ok(());
             }
         }
+    }
+
+    /// Updates the keys. The command must have been read before more is typed, or it is taken for text.
+    fn update_keys(&mut self, letter: &str) -> Result<()> {
+        writeln!(self.input, "{letter}")?;
+        self.wait_for_line_with(&[">>>", "KeyUpdate"])
     }
 
     fn ask(&mut self, function: &str, name: &str) -> Result<()> {
@@ -129,11 +134,9 @@ fn openssl_with_key_updates(verdicts: Verdicts) -> Result<()> {
             client.ask("echo", &format!("a{round}")).with_context(|| format!("{suite}, round {round}"))?;
             // K asks the other end for an update as well, k doesn't.
             let letter = if round % 2 == 0 { "K" } else { "k" };
-            client.command(letter)?;
-            client.wait_for("KeyUpdate")?;
+            client.update_keys(letter)?;
             client.ask("hello", &format!("b{round}")).with_context(|| format!("{suite}, round {round}"))?;
-            client.command(letter)?;
-            client.wait_for("KeyUpdate")?;
+            client.update_keys(letter)?;
         }
     }
     for suite in

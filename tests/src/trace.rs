@@ -142,7 +142,7 @@ mod tests {
         let report = report(trace).unwrap();
         assert_eq!(report.accepted, 2);
         assert_eq!(report.reads.len(), 2, "{report:?}");
-        assert_eq!(listeners(trace), [5]);
+        assert_eq!(listeners(trace), [5, 5]);
         assert!(super::report("1 io_uring_setup(8, {}) = 4\n").is_err());
     }
 }

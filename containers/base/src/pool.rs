@@ -1,10 +1,7 @@
 //! The main thread: lets gateways in and spreads their pool connections over the workers, until asked to stop.
 use std::{
     io,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -28,36 +25,54 @@ pub(crate) struct Pool {
 }
 
 /// Counts a worker's pool connection for as long as it lives.
-pub(crate) struct Counted(Arc<AtomicUsize>);
+pub(crate) struct Counted {
+    peers: Peers,
+    peer: i32,
+}
+
+/// The processes at the other ends of one worker's pool connections.
+type Peers = Arc<Mutex<Vec<i32>>>;
 
 /// The main thread's view of a worker.
 pub(crate) struct Assignee {
-    pool_connections: Arc<AtomicUsize>,
+    peers: Peers,
     pools: mpsc::UnboundedSender<Pool>,
 }
 
 impl Assignee {
     pub fn new() -> (Self, mpsc::UnboundedReceiver<Pool>) {
         let (pools, receiver) = mpsc::unbounded_channel();
-        (Self { pool_connections: Arc::default(), pools }, receiver)
+        (Self { peers: Arc::default(), pools }, receiver)
     }
 
     fn assign(&self, connection: PoolConnection) {
-        self.pool_connections.fetch_add(1, Ordering::Relaxed);
-        let counted = Counted(Arc::clone(&self.pool_connections));
+        let peer = connection.peer();
+        lock(&self.peers).push(peer);
+        let counted = Counted { peers: Arc::clone(&self.peers), peer };
         // A worker that is gone has ended the process.
         let _ = self.pools.send(Pool { connection, counted });
     }
 
-    fn load(&self) -> usize {
-        self.pool_connections.load(Ordering::Relaxed)
+    /// How many it has from this process, and in all. The former comes first: a gateway gets each worker once, whoever
+    /// else is there, such as a supervisor that looks whether somebody listens.
+    fn load(&self, peer: i32) -> (usize, usize) {
+        let peers = lock(&self.peers);
+        (peers.iter().filter(|&&other| other == peer).count(), peers.len())
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        let mut peers = lock(&self.peers);
+        if let Some(index) = peers.iter().position(|&peer| peer == self.peer) {
+            peers.swap_remove(index);
+        }
     }
+}
+
+fn lock(peers: &Peers) -> MutexGuard<'_, Vec<i32>> {
+    // No holder leaves it half done.
+    peers.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Accepts until the process is asked to stop. Dropping the workers' ends then is what stops them.
@@ -96,7 +111,7 @@ async fn accept(listener: PoolListener, allowed: &AllowedUids, workers: &[Assign
             match listener.get_ref().accept(allowed) {
                 Ok(Some(connection)) => {
                     // A gateway that connects once for each worker finds each of them the least loaded in turn.
-                    if let Some(worker) = workers.iter().min_by_key(|worker| worker.load()) {
+                    if let Some(worker) = workers.iter().min_by_key(|worker| worker.load(connection.peer())) {
                         worker.assign(connection);
                     }
                 }

@@ -144,6 +144,7 @@ async fn work<H, F>(
         listeners.serve(name, &worker, plan.connections_max, &handler);
     }
     let buffer = Rc::new(RefCell::new(ReceiveBuffer::new()));
+    let mut met = 0;
     while let Some(pool) = pools.recv().await {
         let hello = Hello { worker: plan.index, workers: plan.workers, pid: std::process::id(), features };
         let Pool { connection, counted } = pool;
@@ -159,7 +160,8 @@ async fn work<H, F>(
         };
         worker.ends.borrow_mut().push(Rc::downgrade(&end));
         worker.tally.report_to(end.get_ref().status());
-        let post = Rc::new(Post::new(end));
+        let post = Rc::new(Post::new(met, end));
+        met = met.wrapping_add(1);
         worker.mover.gateway_came(&post);
         let receiver = Receiver {
             post,

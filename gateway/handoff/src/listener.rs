@@ -37,6 +37,14 @@ pub struct PoolListener {
 /// A connection from the gateway, before the instance's HELLO.
 pub struct PoolConnection {
     pub(crate) socket: OwnedFd,
+    peer: i32,
+}
+
+impl PoolConnection {
+    /// The gateway's process; 0 if it is in a pid namespace that isn't seen from here.
+    pub fn peer(&self) -> i32 {
+        self.peer
+    }
 }
 
 impl PoolListener {
@@ -73,7 +81,7 @@ impl PoolListener {
         if !allowed.contains(peer.uid()) {
             return Err(Error::ForeignPeer { uid: peer.uid(), pid: peer.pid() });
         }
-        Ok(Some(PoolConnection { socket }))
+        Ok(Some(PoolConnection { socket, peer: peer.pid() }))
     }
 }
 

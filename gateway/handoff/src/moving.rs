@@ -22,7 +22,7 @@ const FLIGHT_FIXED_BYTES: usize = NAME_FIELD_BYTES + 8 + 8 + 1 + 7;
 const MOVE_FIXED_BYTES: usize = CONNECTION_BYTES + 8;
 
 /// The longest message on a pool connection.
-pub(crate) const LONGEST_MESSAGE_BYTES: usize = HEADER_BYTES + MOVE_FIXED_BYTES + PAYLOAD_BYTES;
+pub const LONGEST_MESSAGE_BYTES: usize = HEADER_BYTES + MOVE_FIXED_BYTES + PAYLOAD_BYTES;
 
 const _: () = assert!(HEADER_BYTES + FLIGHT_FIXED_BYTES + FLIGHT_BYTES <= LONGEST_MESSAGE_BYTES);
 

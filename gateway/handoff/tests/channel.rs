@@ -12,7 +12,7 @@ use std::{
 
 use handoff::{
     AllowedUids, DecodeError, Error, GatewayEnd, Greeting, InstanceEnd, MAX_BATCH, PoolListener,
-    ReceiveBuffer, Received, SendError, message,
+    ReceiveBuffer, Received, SendError, message, moving,
 };
 use rustix::{
     cmsg_space,
@@ -167,7 +167,7 @@ fn a_message_that_is_not_ours_is_refused_and_its_descriptors_are_closed() {
         ("version", &version, 2, |e| matches!(e, Error::Decode(DecodeError::Version(9)))),
         ("kind", &hello, 1, |e| matches!(e, Error::Decode(DecodeError::Kind { .. }))),
         ("short", &two[..two.len() - 1], 2, |e| matches!(e, Error::Decode(DecodeError::Length { .. }))),
-        ("too long", &[0; message::MAX_MESSAGE_BYTES + 1], 2, |e| matches!(e, Error::Oversized)),
+        ("too long", &[0; moving::LONGEST_MESSAGE_BYTES + 1], 2, |e| matches!(e, Error::Oversized)),
         ("fewer descriptors", &two, 1, |e| matches!(e, Error::Descriptors { expected: 2, got: 1 })),
         ("no descriptors", &two, 0, |e| matches!(e, Error::Descriptors { expected: 2, got: 0 })),
         ("more descriptors", &two, 3, |e| matches!(e, Error::Descriptors { expected: 2, got: 3 })),

@@ -1,27 +1,39 @@
 //! One worker's keys: what it seals luggage with, and what it opens luggage with.
 use std::{collections::HashMap, sync::Arc};
 
+use handoff::WorkerId;
 use tokio::time::{Duration, Instant};
 use zeroize::Zeroizing;
 
 use super::{
     mover::Moving,
     pairs::Peer,
-    sealing::{Ends, KeyId, Label, OpenError, Opener, Sealer},
+    sealing::{KeyId, Label, OpenError, Opener, Sealer, Way},
 };
 
 /// How long one key is used, so that a secret that leaks opens little.
 const EPOCH: Duration = Duration::from_secs(3600);
 
-/// Workers of other functions that this one has keys for.
+/// Ways to and from workers of other functions that this one has keys for.
 const KEYS_MAX: usize = 4096;
+
+/// Where luggage goes: what is sealed for one of these arrives in its order.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Destination {
+    pub peer: Peer,
+    /// The worker's number within its instance.
+    pub worker: u16,
+    /// The pool connections over which it goes there: this worker's own, and the other's at the gateway.
+    pub by: (u32, WorkerId),
+}
 
 pub struct Keyring {
     moving: Arc<Moving>,
     /// This worker's number within its instance.
     own: u16,
-    sealers: HashMap<(Peer, u16), Sealing>,
-    openers: HashMap<(KeyId, u16), Opener>,
+    sealers: HashMap<Destination, Sealing>,
+    ways: u32,
+    openers: HashMap<(KeyId, Way), Opener>,
 }
 
 struct Sealing {
@@ -31,62 +43,58 @@ struct Sealing {
 
 impl Keyring {
     pub fn new(moving: Arc<Moving>, own: u16) -> Self {
-        Self { moving, own, sealers: HashMap::new(), openers: HashMap::new() }
+        Self { moving, own, sealers: HashMap::new(), ways: 0, openers: HashMap::new() }
     }
 
     /// Whether luggage for this worker can be sealed; if not, its instance and this one have to agree on a secret.
-    pub fn can_seal(&mut self, peer: Peer, worker: u16) -> bool {
+    pub fn can_seal(&mut self, to: Destination) -> bool {
         let now = Instant::now();
-        if let Some(sealing) = self.sealers.get(&(peer, worker)) {
+        if let Some(sealing) = self.sealers.get(&to) {
             if now < sealing.until && !sealing.sealer.is_worn() {
                 return true;
             }
-            self.moving.pairs.retire_outgoing(&peer, &sealing.sealer.key());
+            self.moving.pairs.retire_outgoing(&to.peer, &sealing.sealer.key());
         }
-        let Some(secret) = self.moving.pairs.outgoing(&peer) else { return false };
-        if self.sealers.get(&(peer, worker)).is_some_and(|sealing| sealing.sealer.key() == secret.id) {
-            // A sealer that began anew would use its numbers a second time.
-            return false;
-        }
+        let Some(secret) = self.moving.pairs.outgoing(&to.peer) else { return false };
         if self.sealers.len() >= KEYS_MAX {
             self.forget_sealers();
         }
-        let sealer = Sealer::new(&secret, Ends { source: self.own, target: worker });
-        self.sealers.insert((peer, worker), Sealing { sealer, until: now + EPOCH });
+        let way = Way { source: self.own, target: to.worker, number: self.ways };
+        self.ways = self.ways.wrapping_add(1);
+        self.sealers.insert(to, Sealing { sealer: Sealer::new(&secret, way), until: now + EPOCH });
         true
     }
 
     /// `None` unless `can_seal` said that it can be.
     pub fn seal(
         &mut self,
-        peer: Peer,
-        worker: u16,
+        to: Destination,
         luggage: &mut Zeroizing<Vec<u8>>,
         cookie: u64,
     ) -> Option<Vec<u8>> {
-        Some(self.sealers.get_mut(&(peer, worker))?.sealer.seal(luggage, cookie))
+        Some(self.sealers.get_mut(&to)?.sealer.seal(luggage, cookie))
     }
 
     pub fn open<'a>(&mut self, sealed: &'a mut [u8], cookie: u64) -> Result<&'a [u8], OpenError> {
         let label = Label::decode(sealed)?;
-        if label.ends.target != self.own {
+        if label.way.target != self.own {
             return Err(OpenError::Misdirected);
         }
-        let at = (label.key, label.ends.source);
+        let at = (label.key, label.way);
         if !self.openers.contains_key(&at) {
             let secret = self.moving.pairs.incoming(&label.key).ok_or(OpenError::UnknownKey)?;
             if self.openers.len() >= KEYS_MAX {
                 self.forget_openers();
             }
-            self.openers.insert(at, Opener::new(&secret, label.ends));
+            self.openers.insert(at, Opener::new(&secret, label.way));
         }
         self.openers.get_mut(&at).ok_or(OpenError::UnknownKey)?.open(&label, sealed, cookie)
     }
 
     /// With each goes its instance's secret, so that none begins anew.
     fn forget_sealers(&mut self) {
-        for ((peer, _), sealing) in self.sealers.drain() {
-            self.moving.pairs.retire_outgoing(&peer, &sealing.sealer.key());
+        for (to, sealing) in self.sealers.drain() {
+            self.moving.pairs.retire_outgoing(&to.peer, &sealing.sealer.key());
         }
     }
 

@@ -18,7 +18,7 @@ use zeroize::Zeroizing;
 
 use super::{
     agreement::{Agreements, Failure, Initiator, Responder, Step},
-    keyring::Keyring,
+    keyring::{Destination, Keyring},
     luggage::{Luggage, LuggageError},
     pairs::{Pairs, Peer},
     policy::Policy,
@@ -63,6 +63,7 @@ struct Inner {
 struct State {
     keyring: Keyring,
     gateways: Vec<Weak<Post>>,
+    met_gateway: bool,
     /// For those who find no gateway.
     gateway: Rc<Wait<Answer>>,
     leases: HashMap<FunctionName, Vec<Rc<Lease>>>,
@@ -164,6 +165,7 @@ impl Mover {
         let state = State {
             keyring: Keyring::new(Arc::clone(&moving), worker),
             gateways: Vec::new(),
+            met_gateway: false,
             gateway: Rc::new(Wait::new()),
             leases: HashMap::new(),
             asked: HashMap::new(),
@@ -218,9 +220,8 @@ impl Mover {
     fn seal(&self, place: &Place, luggage: &mut Zeroizing<Vec<u8>>, socket: &OwnedFd) -> Option<Vec<u8>> {
         let inner = self.0.as_ref()?;
         let cookie = SockRef::from(socket).cookie().ok()?;
-        let Berth { instance, worker, .. } = place.lease.berth;
-        let peer = Peer { function: place.function, instance };
-        inner.state.borrow_mut().keyring.seal(peer, worker, luggage, cookie)
+        let to = destination(place.function, &place.lease, &place.gateway);
+        inner.state.borrow_mut().keyring.seal(to, luggage, cookie)
     }
 
     /// Unpacks what came with a connection. To be called in the order in which connections come.
@@ -242,6 +243,7 @@ impl Mover {
     pub(crate) fn gateway_came(&self, gateway: &Rc<Post>) {
         let Some(inner) = &self.0 else { return };
         let mut state = inner.state.borrow_mut();
+        state.met_gateway = true;
         state.gateways.push(Rc::downgrade(gateway));
         std::mem::replace(&mut state.gateway, Rc::new(Wait::new())).finish(Ok(()));
     }
@@ -333,33 +335,33 @@ impl State {
         if leases.is_empty() {
             self.leases.remove(&function);
         }
-        let Some((lease, gateway)) = usable else { return Ok(Found::Wait(self.ask(function))) };
+        let Some((lease, gateway)) = usable else { return self.ask(function).map(Found::Wait) };
         if protocol == Protocol::Https {
-            let Berth { instance, worker, .. } = lease.berth;
-            let peer = Peer { function, instance };
-            if !self.keyring.can_seal(peer, worker) {
-                return self.agree(moving, peer, &lease, &gateway).map(Found::Wait);
+            let to = destination(function, &lease, &gateway);
+            if !self.keyring.can_seal(to) {
+                return self.agree(moving, to.peer, &lease, &gateway).map(Found::Wait);
             }
         }
         lease.left.set(lease.left.get() - 1);
         if left <= FEW_PLACES {
-            self.ask(function);
+            let _ = self.ask(function);
         }
         Ok(Found::Place(Place { function, gateway, lease, used: false }))
     }
 
-    fn ask(&mut self, function: FunctionName) -> Rc<Wait<Answer>> {
+    fn ask(&mut self, function: FunctionName) -> Result<Rc<Wait<Answer>>, Refused> {
         if let Some(asked) = self.asked.get(&function) {
-            return Rc::clone(&asked.wait);
+            return Ok(Rc::clone(&asked.wait));
         }
         let Some(gateway) = self.gateways.iter().find_map(Weak::upgrade) else {
-            return Rc::clone(&self.gateway);
+            // One that was here comes back; a function that listens itself has none.
+            return if self.met_gateway { Ok(Rc::clone(&self.gateway)) } else { Err(Refused::Misdirected) };
         };
         gateway.send(Letter::Ask(function));
         let wait = Rc::new(Wait::new());
         let asked = Asked { gateway: Rc::downgrade(&gateway), wait: Rc::clone(&wait) };
         self.asked.insert(function, asked);
-        wait
+        Ok(wait)
     }
 
     /// Begins to agree on a secret with the instance that a lease leads to, unless that is going on.
@@ -463,4 +465,9 @@ impl State {
             }
         }
     }
+}
+
+fn destination(function: FunctionName, lease: &Lease, gateway: &Post) -> Destination {
+    let Berth { instance, worker, to, .. } = lease.berth;
+    Destination { peer: Peer { function, instance }, worker, by: (gateway.number(), to) }
 }

@@ -41,14 +41,20 @@ pub enum Letter {
 }
 
 pub struct Post {
+    /// Tells this pool connection from all others that the worker has had.
+    number: u32,
     end: Rc<Readable<InstanceEnd>>,
     /// The first one is tried again and again.
     waiting: RefCell<VecDeque<Letter>>,
 }
 
 impl Post {
-    pub fn new(end: Rc<Readable<InstanceEnd>>) -> Self {
-        Self { end, waiting: RefCell::default() }
+    pub fn new(number: u32, end: Rc<Readable<InstanceEnd>>) -> Self {
+        Self { number, end, waiting: RefCell::default() }
+    }
+
+    pub fn number(&self) -> u32 {
+        self.number
     }
 
     pub fn end(&self) -> &Rc<Readable<InstanceEnd>> {

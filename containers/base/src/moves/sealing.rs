@@ -1,7 +1,7 @@
 //! What keeps a connection's luggage between the two instances that it travels between.
 //!
-//! Each pair of workers has a key of its own, derived from the secret that their instances agreed on, and numbers what
-//! it seals. The number is the AEAD's nonce, so it must never be used twice; the opener takes each at most once, in
+//! Each way between two workers has a key of its own, derived from the secret that their instances agreed on, and numbers
+//! what it seals. The number is the AEAD's nonce, so it must never be used twice; the opener takes each at most once, in
 //! rising order. What is sealed is bound to the connection by its socket's cookie, which only the kernel assigns.
 use ring::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce};
 use ring::hkdf::{HKDF_SHA256, KeyType, Prk};
@@ -16,7 +16,7 @@ pub const SECRET_BYTES: usize = 32;
 pub const KEY_ID_BYTES: usize = 16;
 
 const KEY_BYTES: usize = 32;
-const HEADER_BYTES: usize = 1 + KEY_ID_BYTES + 2 + 2 + 8;
+const HEADER_BYTES: usize = 1 + KEY_ID_BYTES + 2 + 2 + 4 + 8;
 const COOKIE_BYTES: usize = 8;
 
 /// A key that was used so often is replaced (AES-GCM, RFC 8446 §5.5 has the arithmetic; luggage is up to 11 records).
@@ -32,11 +32,15 @@ pub struct PairSecret {
     pub secret: Zeroizing<[u8; SECRET_BYTES]>,
 }
 
-/// The workers at both ends, within their instances.
+/// A way from one worker to another. Where they have several pool connections there are several, because only what goes
+/// over one keeps its order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Ends {
+pub struct Way {
+    /// The workers' numbers within their instances.
     pub source: u16,
     pub target: u16,
+    /// The source's number for it, never given twice by one worker.
+    pub number: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -59,7 +63,7 @@ pub enum OpenError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Label {
     pub key: KeyId,
-    pub ends: Ends,
+    pub way: Way,
     number: u64,
 }
 
@@ -75,8 +79,8 @@ pub struct Opener {
 }
 
 impl Sealer {
-    pub fn new(pair: &PairSecret, ends: Ends) -> Self {
-        Self { key: derive(pair, ends), label: Label { key: pair.id, ends, number: 0 } }
+    pub fn new(pair: &PairSecret, way: Way) -> Self {
+        Self { key: derive(pair, way), label: Label { key: pair.id, way, number: 0 } }
     }
 
     pub fn key(&self) -> KeyId {
@@ -107,8 +111,8 @@ impl Sealer {
 }
 
 impl Opener {
-    pub fn new(pair: &PairSecret, ends: Ends) -> Self {
-        Self { key: derive(pair, ends), next: 0 }
+    pub fn new(pair: &PairSecret, way: Way) -> Self {
+        Self { key: derive(pair, way), next: 0 }
     }
 
     /// Opens luggage in place. A number counts as used only when its seal was good, so that nobody can use up numbers.
@@ -143,13 +147,18 @@ impl Label {
         let (key, rest) = rest.split_first_chunk().ok_or(OpenError::Truncated)?;
         let (source, rest) = rest.split_first_chunk().ok_or(OpenError::Truncated)?;
         let (target, rest) = rest.split_first_chunk().ok_or(OpenError::Truncated)?;
+        let (way, rest) = rest.split_first_chunk().ok_or(OpenError::Truncated)?;
         let number = rest.first_chunk().ok_or(OpenError::Truncated)?;
-        let ends = Ends { source: u16::from_le_bytes(*source), target: u16::from_le_bytes(*target) };
+        let way = Way {
+            source: u16::from_le_bytes(*source),
+            target: u16::from_le_bytes(*target),
+            number: u32::from_le_bytes(*way),
+        };
         let number = u64::from_le_bytes(*number);
         if number > SEALS_MAX {
             return Err(OpenError::Replayed);
         }
-        Ok(Self { key: *key, ends, number })
+        Ok(Self { key: *key, way, number })
     }
 
     fn encode(&self) -> [u8; HEADER_BYTES] {
@@ -157,18 +166,19 @@ impl Label {
         let (version, rest) = header.split_at_mut(1);
         let (key, rest) = rest.split_at_mut(KEY_ID_BYTES);
         let (source, rest) = rest.split_at_mut(2);
-        let (target, number) = rest.split_at_mut(2);
+        let (target, rest) = rest.split_at_mut(2);
+        let (way, number) = rest.split_at_mut(4);
         version[0] = VERSION;
         key.copy_from_slice(&self.key);
-        source.copy_from_slice(&self.ends.source.to_le_bytes());
-        target.copy_from_slice(&self.ends.target.to_le_bytes());
+        source.copy_from_slice(&self.way.source.to_le_bytes());
+        target.copy_from_slice(&self.way.target.to_le_bytes());
+        way.copy_from_slice(&self.way.number.to_le_bytes());
         number.copy_from_slice(&self.number.to_le_bytes());
         header
     }
 }
 
-/// The key of one pair of workers.
-fn derive(pair: &PairSecret, Ends { source, target }: Ends) -> CipherKey {
+fn derive(pair: &PairSecret, Way { source, target, number }: Way) -> CipherKey {
     struct Length;
     impl KeyType for Length {
         fn len(&self) -> usize {
@@ -177,7 +187,7 @@ fn derive(pair: &PairSecret, Ends { source, target }: Ends) -> CipherKey {
     }
     let mut bytes = Zeroizing::new([0; KEY_BYTES]);
     Prk::new_less_safe(HKDF_SHA256, &pair.secret[..])
-        .expand(&[LABEL, &source.to_le_bytes(), &target.to_le_bytes()], Length)
+        .expand(&[LABEL, &source.to_le_bytes(), &target.to_le_bytes(), &number.to_le_bytes()], Length)
         .and_then(|okm| okm.fill(&mut bytes[..]))
         .expect("HKDF gives 255 times so much");
     CipherKey::of_bytes(&AES_256_GCM, &bytes[..])
@@ -200,7 +210,7 @@ fn associated(header: &[u8; HEADER_BYTES], cookie: u64) -> [u8; HEADER_BYTES + C
 mod tests {
     use super::*;
 
-    const ENDS: Ends = Ends { source: 1, target: 2 };
+    const WAY: Way = Way { source: 1, target: 2, number: 3 };
     const COOKIE: u64 = 77;
 
     fn pair(seed: u8) -> PairSecret {
@@ -208,7 +218,7 @@ mod tests {
     }
 
     fn ends() -> (Sealer, Opener) {
-        (Sealer::new(&pair(1), ENDS), Opener::new(&pair(1), ENDS))
+        (Sealer::new(&pair(1), WAY), Opener::new(&pair(1), WAY))
     }
 
     fn seal(sealer: &mut Sealer, text: &[u8]) -> Vec<u8> {
@@ -224,7 +234,7 @@ mod tests {
     fn each_is_opened_once_and_in_order() {
         let (mut sealer, mut opener) = ends();
         let sealed: Vec<_> = (0..4u8).map(|index| seal(&mut sealer, &[index; 100])).collect();
-        assert_eq!(Label::decode(&sealed[3]), Ok(Label { key: [1; 16], ends: ENDS, number: 3 }));
+        assert_eq!(Label::decode(&sealed[3]), Ok(Label { key: [1; 16], way: WAY, number: 3 }));
         assert_eq!(open(&mut opener, &sealed[0], COOKIE), Ok(vec![0; 100]));
         assert_eq!(open(&mut opener, &sealed[0], COOKIE), Err(OpenError::Replayed));
         // One that was lost on the way doesn't stop those behind it, and is too late then.
@@ -253,13 +263,13 @@ mod tests {
         let (mut sealer, mut opener) = ends();
         let sealed = seal(&mut sealer, b"luggage");
         assert_eq!(open(&mut opener, &sealed, COOKIE + 1), Err(OpenError::Altered));
-        for (pair, ends) in [
-            (pair(2), ENDS),
-            (pair(1), Ends { source: 2, target: 2 }),
-            (pair(1), Ends { source: 1, target: 1 }),
-            (pair(1), Ends { source: 2, target: 1 }),
+        for (pair, way) in [
+            (pair(2), WAY),
+            (pair(1), Way { source: 2, ..WAY }),
+            (pair(1), Way { target: 1, ..WAY }),
+            (pair(1), Way { number: 4, ..WAY }),
         ] {
-            assert_eq!(open(&mut Opener::new(&pair, ends), &sealed, COOKIE), Err(OpenError::Altered));
+            assert_eq!(open(&mut Opener::new(&pair, way), &sealed, COOKIE), Err(OpenError::Altered));
         }
     }
 
