@@ -83,8 +83,9 @@ impl SClient {
         Ok(Self { child, input, output })
     }
 
-    fn line(&mut self, line: &str) -> Result<()> {
-        Ok(writeln!(self.input, "{line}\r")?)
+    /// Types all at once: what openssl reads is a command or text as a whole.
+    fn type_in(&mut self, text: &str) -> Result<()> {
+        Ok(self.input.write_all(text.as_bytes())?)
     }
 
     fn wait_for(&mut self, text: &str) -> Result<()> {
@@ -105,14 +106,14 @@ impl SClient {
 
     /// Updates the keys. The command must have been read before more is typed, or it is taken for text.
     fn update_keys(&mut self, letter: &str) -> Result<()> {
-        writeln!(self.input, "{letter}")?;
+        self.type_in(&format!("{letter}\n"))?;
         self.wait_for_line_with(&[">>>", "KeyUpdate"])
     }
 
     fn ask(&mut self, function: &str, name: &str) -> Result<()> {
-        self.line(&format!("GET /function/{function}?name={name} HTTP/1.1"))?;
-        self.line("Host: echo.faas.local")?;
-        self.line("")?;
+        let request =
+            format!("GET /function/{function}?name={name} HTTP/1.1\r\nHost: echo.faas.local\r\n\r\n");
+        self.type_in(&request)?;
         self.wait_for("HTTP/1.1 200 OK")?;
         self.wait_for(&expected(function, name))
     }
