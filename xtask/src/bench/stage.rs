@@ -311,6 +311,8 @@ fn render(
         domain => DOMAIN,
         cores => cores(),
         descriptors => descriptors::limit()?,
+        // The authority lies beside what it has issued.
+        anchors => first.certificate.with_file_name("ca.pem"),
         certificate => first.certificate,
         key => first.key,
         certificate_and_key => pair,
