@@ -21,7 +21,8 @@ pub fn describe() -> Result<Host> {
         Command::new("git").current_dir(workspace::root()).args(["describe", "--always", "--dirty"]),
     );
     Ok(Host {
-        kernel: read("/proc/sys/kernel/osrelease")?.trim().to_owned(),
+        // The version; what builders append names their builds.
+        kernel: read("/proc/sys/kernel/osrelease")?.trim().split('-').next().unwrap_or_default().to_owned(),
         processor: model.map_or("unknown processor", |(_, name)| name.trim()).to_owned(),
         cores: thread::available_parallelism().map_or(1, usize::from),
         memory_mib: total_kib.and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) / 1024,
