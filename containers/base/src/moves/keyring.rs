@@ -33,7 +33,12 @@ pub struct Keyring {
     own: u16,
     sealers: HashMap<Destination, Sealing>,
     ways: u32,
-    openers: HashMap<(KeyId, Way), Opener>,
+    openers: HashMap<(KeyId, Way), Opening>,
+}
+
+struct Opening {
+    opener: Opener,
+    used: Instant,
 }
 
 struct Sealing {
@@ -86,21 +91,29 @@ impl Keyring {
             if self.openers.len() >= KEYS_MAX {
                 self.forget_openers();
             }
-            self.openers.insert(at, Opener::new(&secret, label.way));
+            let opener = Opener::new(&secret, label.way);
+            self.openers.insert(at, Opening { opener, used: Instant::now() });
         }
-        self.openers.get_mut(&at).ok_or(OpenError::UnknownKey)?.open(&label, sealed, cookie)
+        let opening = self.openers.get_mut(&at).ok_or(OpenError::UnknownKey)?;
+        opening.used = Instant::now();
+        opening.opener.open(&label, sealed, cookie)
     }
 
-    /// With each goes its instance's secret, so that none begins anew.
+    /// With each goes its instance's secret, which other ways may have used for as long.
     fn forget_sealers(&mut self) {
         for (to, sealing) in self.sealers.drain() {
             self.moving.pairs.retire_outgoing(&to.peer, &sealing.sealer.key());
         }
     }
 
-    /// The same: an opener that began anew would take numbers a second time.
+    /// Those first that nobody seals for any more: a secret is used for an epoch by the last way that began with it, which
+    /// is no later than an epoch after the first. With each goes its secret, because an opener that began anew would take
+    /// numbers a second time.
     fn forget_openers(&mut self) {
-        for (key, _) in self.openers.drain().map(|(at, _)| at) {
+        let now = Instant::now();
+        let worn = |opening: &Opening| now.duration_since(opening.used) >= 2 * EPOCH;
+        let all = !self.openers.values().any(worn);
+        for ((key, _), _) in self.openers.extract_if(|_, opening| all || worn(opening)) {
             self.moving.pairs.retire_incoming(&key);
         }
     }
