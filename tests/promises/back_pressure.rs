@@ -2,14 +2,11 @@
 use std::{io::Write, net::TcpStream};
 
 use anyhow::{Result, ensure};
-use nix::{
-    libc,
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
+use nix::libc;
 use tests::{
     Stack, Verdicts, eventually,
     probe::{self, Outcome, Port},
+    process::{freeze, thaw},
     wire::{Client, Wire},
 };
 
@@ -20,9 +17,7 @@ fn a_function_that_hangs(verdicts: Verdicts) -> Result<()> {
     const WAITING: usize = 1500;
     let mut stack = Stack::start(verdicts);
     let hung = stack.processes_of("echo");
-    for &process in &hung {
-        kill(Pid::from_raw(process), Signal::SIGSTOP)?;
-    }
+    freeze(&hung);
     let mut waiting = Vec::new();
     for number in 0..WAITING {
         let mut socket = stack.connect_http()?;
@@ -33,9 +28,7 @@ fn a_function_that_hangs(verdicts: Verdicts) -> Result<()> {
             ensure!(probe::answerer(&answer) == Some("hello"), "{answer:?}");
         }
     }
-    for &process in &hung {
-        kill(Pid::from_raw(process), Signal::SIGCONT)?;
-    }
+    thaw(&hung);
     let mut outcomes = [0; 2];
     for socket in &mut waiting {
         match probe::outcome(&stack, Port::Http, socket)? {

@@ -2,15 +2,13 @@
 use std::{fs, io::Write, net::TcpStream, process::Command};
 
 use anyhow::{Context, Result, ensure};
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
+use nix::sys::signal::Signal;
 use tests::{
     PATIENCE, Stack, Verdicts,
     hello::Hello,
     probe::{self, Outcome, Port},
     process::Process,
+    process::{freeze, thaw},
     programs,
     stack::host,
     trace,
@@ -33,16 +31,16 @@ fn one_beside_a_crowd(verdicts: Verdicts, port: Port) -> Result<()> {
     let crowded = if port == Port::Http { Port::Https } else { Port::Http };
     for comes_early in [true, false] {
         let mut stack = Stack::start(verdicts);
-        let gateway = Pid::from_raw(stack.gateway().id());
+        let gateway = stack.gateway().id();
         let file = stack.folder().join("trace");
         let mut command = Command::new(programs::client("strace", "strace"));
         command.args(["-f", "-e", "trace=accept4", "-o"]).arg(&file).args(["-p", &gateway.to_string()]);
         let mut strace = Process::spawn("strace", &mut command, None);
         strace.wait_for_line("attached").context("strace must be allowed to attach (ptrace)")?;
-        kill(gateway, Signal::SIGSTOP)?;
+        freeze(&[gateway]);
         let mut crowd = (0..CROWD).map(|_| begin(&stack, crowded, "nobody")).collect::<Result<Vec<_>>>()?;
         let early = comes_early.then(|| begin(&stack, port, "echo")).transpose()?;
-        kill(gateway, Signal::SIGCONT)?;
+        thaw(&[gateway]);
         probe::outcome(&stack, crowded, &mut crowd[0]).context("the first of the crowd")?;
         let mut one = early.map_or_else(|| begin(&stack, port, "echo"), Ok)?;
         let outcome = probe::outcome(&stack, port, &mut one)?;

@@ -1,14 +1,11 @@
 //! Whoever looks with bpftool sees named programs and maps whose fields have names, and finds them under `pointsman`.
 use anyhow::{Context, Result, ensure};
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
 use tests::{
     Stack, Verdicts,
     bpf::{self, MAP_TYPE_HASH, MAP_TYPE_LRU_HASH, Map},
     eventually,
     pins::bpftool,
+    process::{freeze, thaw},
 };
 
 #[test]
@@ -69,8 +66,7 @@ fn a_connection_is_shown_with_named_fields() -> Result<()> {
     let set = stack.pins().pop().context("the gateway has pinned its programs")?;
     // A function that waits for more has let the connection retire; one that doesn't run has not.
     let hung = stack.processes_of("echo");
-    let signal = |signal| hung.iter().try_for_each(|&process| kill(Pid::from_raw(process), signal));
-    signal(Signal::SIGSTOP)?;
+    freeze(&hung);
     let mut client = stack.client()?;
     client.send(b"GET /function/echo HTTP/1.1\r\nHost: x\r\nX-Field: ")?;
     let port = client.socket().local_addr()?.port();
@@ -89,7 +85,7 @@ fn a_connection_is_shown_with_named_fields() -> Result<()> {
     ensure!(route["key"]["generation"] == 1 && route["value"]["index"].is_u64(), "{route}");
     let settings = dump("pm_settings")?;
     ensure!(settings[0]["formatted"]["value"]["generation"] == 1, "{settings}");
-    signal(Signal::SIGCONT)?;
+    thaw(&hung);
     client.send(b"here\r\n\r\n")?;
     ensure!(client.response()?.status() == 200);
     // Its first answer has retired it.

@@ -18,6 +18,7 @@ use tests::{
     eventually,
     hello::Hello,
     probe::{self, Manner, Outcome, Port},
+    process::{freeze, thaw},
     stack::{AddressBook, Plan},
     tls::alert,
     wire::{Client, Wire},
@@ -56,24 +57,6 @@ fn stack(verdicts: Verdicts, instances: usize) -> Stack {
         });
     }
     stack
-}
-
-fn signal(processes: &[i32], signal: Signal) -> Result<()> {
-    processes.iter().try_for_each(|&pid| Ok(kill(Pid::from_raw(pid), signal)?))
-}
-
-/// Stops processes and waits until all their threads have stopped: a signal takes its time on a busy machine.
-fn freeze(processes: &[i32]) -> Result<()> {
-    signal(processes, Signal::SIGSTOP)?;
-    let is_frozen = |pid: i32| {
-        let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-        // The state stands behind the name, which is in parentheses.
-        let state = |stat: String| stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'));
-        let mut states = tasks.map(|task| fs::read_to_string(task.path().join("stat")).is_ok_and(state));
-        states.all(|stopped| stopped)
-    };
-    eventually("the threads to stop", || processes.iter().all(|&pid| is_frozen(pid)).then_some(()));
-    Ok(())
 }
 
 fn ask(stack: &AddressBook) -> Result<TcpStream> {
@@ -115,7 +98,7 @@ fn each_instance_serves(verdicts: Verdicts) -> Result<()> {
 fn a_stalled_instance_gets_nothing_new(verdicts: Verdicts) -> Result<()> {
     let mut stack = stack(verdicts, 2);
     let stalled = stack.processes_of("echo")[0];
-    freeze(&[stalled])?;
+    freeze(&[stalled]);
     // Some of these find out that it is stalled, and wait for it.
     let mut first = Vec::new();
     for _ in 0..20 {
@@ -131,7 +114,7 @@ fn a_stalled_instance_gets_nothing_new(verdicts: Verdicts) -> Result<()> {
             client.request("GET", "/function/echo", "x", None).with_context(|| format!("{number}"))?;
         ensure!(answer.status() == 200 && begin.elapsed() < tests::PATIENCE, "{answer:?}");
     }
-    signal(&[stalled], Signal::SIGCONT)?;
+    thaw(&[stalled]);
     for mut socket in first {
         let outcome = probe::outcome(&stack, Port::Http, &mut socket)?;
         ensure!(outcome == Outcome::Function("echo".into()), "{outcome:?}");
@@ -144,7 +127,7 @@ fn a_full_instance_leaves_connections_to_the_next(verdicts: Verdicts) -> Result<
     const FILLING: usize = 2 * WINDOW + MORE;
     let mut stack = stack(verdicts, 2);
     let processes = stack.processes_of("echo");
-    freeze(&processes)?;
+    freeze(&processes);
     let waiting: Result<Vec<_>> = (0..FILLING).map(|_| ask(&stack)).collect();
     let mut waiting = waiting?;
     // Both are full: whoever comes now is told to come back.
@@ -159,7 +142,7 @@ fn a_full_instance_leaves_connections_to_the_next(verdicts: Verdicts) -> Result<
     // Nobody else suffers.
     let answer = stack.client()?.request("GET", "/function/hello", "x", None)?;
     ensure!(answer.status() == 200, "{answer:?}");
-    signal(&processes, Signal::SIGCONT)?;
+    thaw(&processes);
     let mut served = 0;
     for socket in &mut waiting {
         match probe::outcome(&stack, Port::Http, socket)? {
@@ -181,7 +164,7 @@ fn a_killed_instance_is_no_loss_to_the_others(verdicts: Verdicts) -> Result<()> 
         ensure!(client.request("GET", "/function/echo", "x", None)?.status() == 200);
         kept.push(client);
     }
-    signal(&processes[..1], Signal::SIGKILL)?;
+    kill(Pid::from_raw(processes[0]), Signal::SIGKILL)?;
     let served = kept
         .iter_mut()
         .map(|client| client.request("GET", "/function/echo", "x", None))

@@ -23,6 +23,7 @@ use tests::{
     net::Net,
     pattern::{Pattern, Random},
     pins::counter,
+    process::{freeze, thaw},
     stack::{AddressBook, Plan},
     wire::{Client, Framing, Wire},
 };
@@ -49,7 +50,7 @@ struct Unanswered {
     field: String,
     function: String,
     /// Processes that were halted before it came: nothing of it is read, and its socket is enrolled still.
-    processes: Vec<Pid>,
+    processes: Vec<i32>,
 }
 
 impl Unanswered {
@@ -74,7 +75,7 @@ impl Unanswered {
     fn go_on(&mut self) {
         for process in self.processes.drain(..) {
             // One that is gone needs no signal.
-            let _ = send_signal(process, Signal::SIGCONT);
+            let _ = send_signal(Pid::from_raw(process), Signal::SIGCONT);
         }
     }
 }
@@ -98,15 +99,15 @@ fn begin_unanswered(stack: &mut Stack, numbers: Range<usize>) -> Result<Vec<Unan
     Ok(all)
 }
 
-fn halt(stack: &mut Stack, function: &str) -> Result<Vec<Pid>> {
+fn halt(stack: &mut Stack, function: &str) -> Result<Vec<i32>> {
     let serves = |stack: &AddressBook| {
         let answer = stack.client()?.request("GET", &format!("/function/{function}"), "x", None)?;
         Ok::<_, anyhow::Error>(answer.status() == 200)
     };
     eventually("the function to be up", || serves(stack).is_ok_and(|serves| serves).then_some(()));
-    let processes: Vec<_> = stack.processes_named(function).into_iter().map(Pid::from_raw).collect();
+    let processes = stack.processes_named(function);
     ensure!(!processes.is_empty(), "{function} doesn't run");
-    processes.iter().try_for_each(|&process| send_signal(process, Signal::SIGSTOP))?;
+    freeze(&processes);
     Ok(processes)
 }
 
@@ -194,7 +195,7 @@ fn bytes_are_kept_exact_after_the_kill() -> Result<()> {
         Injector::new(client.socket())?.write_with_overlaps(client.socket(), &mut random, &rest)?;
         bodies.push(body);
     }
-    processes.into_iter().try_for_each(|process| send_signal(process, Signal::SIGCONT))?;
+    thaw(&processes);
     for (seed, (client, body)) in clients.iter_mut().zip(bodies).enumerate() {
         let answer = client.response().with_context(|| format!("seed {seed}"))?;
         ensure!(answer.body == body, "seed {seed}");

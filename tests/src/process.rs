@@ -1,7 +1,8 @@
 //! A child process whose output is an event source and whose end is certain.
 use std::{
+    fs,
     io::{BufRead, BufReader, Read},
-    os::unix::process::CommandExt,
+    os::unix::process::{CommandExt, ExitStatusExt},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Condvar, Mutex},
     thread,
@@ -13,7 +14,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::{PATIENCE, cgroup::Cgroup};
+use crate::{PATIENCE, cgroup::Cgroup, eventually};
 
 /// A process that hangs may be what failed; nothing is judged by this.
 const LAST_WORDS_PATIENCE: Duration = Duration::from_secs(3);
@@ -70,6 +71,12 @@ impl Process {
     /// What it said so far, both streams.
     pub fn said(&self) -> Vec<String> {
         self.output.lines.lock().unwrap().lines.clone()
+    }
+
+    /// Prints what it said, for whoever looks for the cause of a failure.
+    pub fn report(&self) {
+        let said = self.said().join("\n");
+        eprintln!("---- {} (pid {}, {:?}) said:\n{said}\n----", self.name, self.id(), self.status);
     }
 
     /// Waits for a line that holds `text`, said before or from now on; `None` when the process ended without it.
@@ -133,6 +140,10 @@ impl Process {
         self.wait()
     }
 
+    pub fn was_killed(&self) -> bool {
+        self.status.is_some_and(|status| status.signal() == Some(Signal::SIGKILL as i32))
+    }
+
     pub fn wait(&mut self) -> ExitStatus {
         let deadline = Instant::now() + PATIENCE;
         // The streams end with the process, and what it said last is read before they do.
@@ -171,8 +182,7 @@ impl Drop for Process {
             let _ = self.child.wait();
         }
         if thread::panicking() {
-            let said = self.said().join("\n");
-            eprintln!("---- {} (pid {}, {:?}) said:\n{said}\n----", self.name, self.id(), self.status);
+            self.report();
         }
     }
 }
@@ -187,4 +197,29 @@ fn collect(stream: impl Read + Send + 'static, output: Arc<Output>) {
         output.lines.lock().unwrap().ended_streams += 1;
         output.changed.notify_all();
     });
+}
+
+/// Stops processes and waits until all their threads have stopped: a signal takes its time on a busy machine.
+pub fn freeze(processes: &[i32]) {
+    send(processes, Signal::SIGSTOP);
+    let is_frozen = |pid: i32| {
+        let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+        // The state stands behind the name, which is in parentheses; the small letter is for those that are traced.
+        let state =
+            |stat: String| stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['T', 't']));
+        let mut states = tasks.map(|task| fs::read_to_string(task.path().join("stat")).is_ok_and(state));
+        states.all(|stopped| stopped)
+    };
+    eventually("the threads to stop", || processes.iter().all(|&pid| is_frozen(pid)).then_some(()));
+}
+
+/// Lets them go on.
+pub fn thaw(processes: &[i32]) {
+    send(processes, Signal::SIGCONT);
+}
+
+fn send(processes: &[i32], signal: Signal) {
+    for &pid in processes {
+        kill(Pid::from_raw(pid), signal).unwrap_or_else(|error| panic!("{signal} to {pid}: {error}"));
+    }
 }

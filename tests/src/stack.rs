@@ -455,6 +455,10 @@ impl Stack {
         self.end();
     }
 
+    fn is_cut_short(&self) -> bool {
+        [&self.gateway, &self.supervisor].into_iter().flatten().any(Process::was_killed)
+    }
+
     fn end(&mut self) {
         if let Some(gateway) = &mut self.gateway {
             self.seen.look(gateway.id());
@@ -493,8 +497,13 @@ impl Deref for Stack {
 
 impl Drop for Stack {
     fn drop(&mut self) {
-        // After a failure the first one is the one that counts.
-        if !std::thread::panicking() {
+        // After a failure the first one is the one that counts; a test that killed a process and did not start it again
+        // is on its way to say one.
+        if self.is_cut_short() {
+            for process in [&self.gateway, &self.supervisor].into_iter().flatten() {
+                process.report();
+            }
+        } else if !std::thread::panicking() {
             self.end();
         }
     }
