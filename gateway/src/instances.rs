@@ -14,6 +14,7 @@ use handoff::{Connection, MAX_BATCH, MessageBuffer, Purpose, SendError};
 use nix::sys::resource::{Resource, getrlimit};
 use tokio::{
     io::{Interest, unix::AsyncFd},
+    task::coop::consume_budget,
     time::Instant,
 };
 
@@ -86,6 +87,8 @@ pub struct Instances {
     /// `None` after the directory vanished, until it is back.
     discovery: Option<Discovery>,
     poller: AsyncFd<Poller>,
+    /// Something readable was not read to its end, which no event will tell.
+    unread: bool,
     slots: Vec<Option<Instance>>,
     /// The listed instances of each function, by slot; each stands there as often as it weighs, and is drawn as often.
     functions: HashMap<FunctionName, Vec<usize>>,
@@ -155,6 +158,7 @@ impl Instances {
             path: directory.to_owned(),
             discovery: None,
             poller,
+            unread: false,
             slots: Vec::new(),
             functions: HashMap::new(),
             known: HashSet::new(),
@@ -188,9 +192,13 @@ impl Instances {
     pub async fn changed(&mut self) {
         loop {
             let deadline = [self.retry_at, self.room_poll_at].into_iter().flatten().min();
-            tokio::select! {
-                _ = self.poller.readable() => {}
-                () = at(deadline) => {}
+            if self.unread {
+                consume_budget().await;
+            } else {
+                tokio::select! {
+                    _ = self.poller.readable() => {}
+                    () = at(deadline) => {}
+                }
             }
             if self.advance(Instant::now()) {
                 return;
@@ -388,17 +396,27 @@ impl Instances {
     fn advance(&mut self, now: Instant) -> bool {
         let mut useful = false;
         let mut sources = Vec::new();
-        let polled = self.poller.try_io(Interest::READABLE, |poller| {
-            if poller.readable(&mut sources)? { Ok(()) } else { Err(io::ErrorKind::WouldBlock.into()) }
-        });
-        if let Err(error) = polled
-            && error.kind() != io::ErrorKind::WouldBlock
-        {
-            tracing::error!(%error, "can't watch the pool connections");
+        let polled = if mem::take(&mut self.unread) {
+            self.poller.get_ref().readable(&mut sources)
+        } else {
+            let none = io::ErrorKind::WouldBlock;
+            self.poller.try_io(Interest::READABLE, |poller| {
+                // Unless there are more, what comes from now on is another event, and asking again would be a system
+                // call for nothing.
+                if poller.readable(&mut sources)? { Ok(true) } else { Err(none.into()) }
+            })
+        };
+        match polled {
+            Ok(more) => self.unread |= more,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => tracing::error!(%error, "can't watch the pool connections"),
         }
         for source in sources {
             match source {
-                Source::Directory => self.read_directory(false),
+                Source::Directory => {
+                    self.unread = true;
+                    self.read_directory(false);
+                }
                 Source::Pool { slot, serial } => useful |= self.look(slot as usize, serial, now),
             }
         }
@@ -446,7 +464,11 @@ impl Instances {
             Outcome::Said => {
                 match self.hear(id_of(slot, serial)) {
                     // Nothing has changed about the instance.
-                    Heard::All | Heard::More => return false,
+                    Heard::All => return false,
+                    Heard::More => {
+                        self.unread = true;
+                        return false;
+                    }
                     Heard::Ended => self.lose_worker(slot, serial, None, now),
                     Heard::Failed(error) => self.lose_worker(slot, serial, Some(&error), now),
                 }
@@ -458,6 +480,7 @@ impl Instances {
                 false
             }
             Outcome::Up { pid, restarted } => {
+                self.unread = true;
                 if restarted {
                     self.ledger.restarted(*function);
                 }

@@ -74,16 +74,6 @@ impl Asked {
         self.shared.get_or_init(|| PeerAddr(Arc::new(Mutex::new(state)))).clone()
     }
 
-    /// Does what closes the descriptor if it fails, while nobody asks.
-    pub(crate) fn settle_on_error<T, E>(&self, action: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
-        let mut state = self.shared.get().map(PeerAddr::lock);
-        let result = action();
-        if let (Err(_), Some(state)) = (&result, &mut state) {
-            state.settle();
-        }
-        result
-    }
-
     /// The descriptor is about to leave its owner.
     pub(crate) fn settle(&self) {
         if let Some(shared) = self.shared.get() {
@@ -125,7 +115,7 @@ mod tests {
         let (server, _client) = pair();
         let socket = Socket::from(server);
         let peer = socket.peer().unwrap();
-        let _fd: OwnedFd = socket.into_fd().unwrap();
+        let _fd: OwnedFd = socket.leave().unwrap();
         assert_eq!(peer.get(), None);
     }
 

@@ -12,7 +12,7 @@ use std::{
 use nix::sys::socket::MsgFlags;
 use socket2::SockRef;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite, Interest, ReadBuf, unix::AsyncFd},
     task::coop,
 };
 
@@ -33,6 +33,8 @@ pub struct Socket {
     /// A second write waits for the first one's acknowledgement unless Nagle's algorithm is off, a first never does.
     wrote: bool,
     no_delay: bool,
+    /// Something was sent after all had been read, which lets the gateway's kernel program let go.
+    let_go: bool,
 }
 
 #[derive(Debug)]
@@ -40,9 +42,9 @@ enum State {
     /// Not known to epoll; `drained` when the last read took all there was.
     Bare { stream: TcpStream, drained: bool },
     /// Known to epoll.
-    Watched(tokio::net::TcpStream),
-    /// The registration failed and took the socket with it.
-    Lost,
+    Watched(AsyncFd<TcpStream>),
+    /// Only while it passes from one state to the other.
+    Passing,
 }
 
 impl Socket {
@@ -53,16 +55,29 @@ impl Socket {
             peer: Asked::new(peer),
             wrote: false,
             no_delay: false,
+            let_go: false,
         }
     }
 
+    /// What `leave` made of another's socket: its input came along, so there is hardly more.
+    pub fn arrived(fd: OwnedFd, peer: Option<SocketAddr>) -> Self {
+        let mut socket = Self::new(fd, peer);
+        if let State::Bare { drained, .. } = &mut socket.state {
+            *drained = true;
+        }
+        socket.no_delay = true;
+        socket
+    }
+
     /// Takes the descriptor out of epoll, so that whoever gets it next is the only one to hear of its events.
-    pub fn into_fd(mut self) -> io::Result<OwnedFd> {
+    pub fn leave(mut self) -> io::Result<OwnedFd> {
+        // Said once, and not by everybody that it comes to.
+        self.send_small_segments_at_once()?;
         self.peer.settle();
-        match mem::replace(&mut self.state, State::Lost) {
+        match mem::replace(&mut self.state, State::Passing) {
             State::Bare { stream, .. } => Ok(stream.into()),
-            State::Watched(stream) => Ok(stream.into_std()?.into()),
-            State::Lost => Err(lost()),
+            State::Watched(stream) => Ok(stream.into_inner().into()),
+            State::Passing => Err(lost()),
         }
     }
 
@@ -80,8 +95,8 @@ impl Socket {
     pub fn fd(&self) -> io::Result<BorrowedFd<'_>> {
         match &self.state {
             State::Bare { stream, .. } => Ok(stream.as_fd()),
-            State::Watched(stream) => Ok(stream.as_fd()),
-            State::Lost => Err(lost()),
+            State::Watched(stream) => Ok(stream.get_ref().as_fd()),
+            State::Passing => Err(lost()),
         }
     }
 
@@ -104,7 +119,7 @@ impl Socket {
 
     /// Ready when the client has reset the connection, which is an error, or when it has sent or ended something.
     pub fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.watch()?.poll_read_ready(cx))?;
+        ready!(self.watch()?.poll_read_ready(cx))?.retain_ready();
         let mut byte = [MaybeUninit::uninit(); 1];
         match SockRef::from(&self.fd()?).recv_with_flags(&mut byte, PEEK) {
             Err(error) if error.kind() != io::ErrorKind::WouldBlock => Poll::Ready(Err(error)),
@@ -131,11 +146,11 @@ impl Socket {
         }
     }
 
-    fn watch(&mut self) -> io::Result<&mut tokio::net::TcpStream> {
+    fn watch(&mut self) -> io::Result<&AsyncFd<TcpStream>> {
         if let State::Bare { .. } = &self.state {
             self.register()?;
         }
-        match &mut self.state {
+        match &self.state {
             State::Watched(stream) => Ok(stream),
             _ => Err(lost()),
         }
@@ -146,19 +161,28 @@ impl Socket {
         // A connection that outlives its first answer sends small segments that must not wait for each other.
         self.send_small_segments_at_once()?;
         // It may wait for long, and then it shall not depend on the gateway's programs.
-        match self.nudge() {
-            // Our side has ended; the client's may go on.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
-            result => result?,
+        if !self.let_go {
+            match self.nudge() {
+                // Our side has ended; the client's may go on.
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+                result => result?,
+            }
         }
-        self.state = match mem::replace(&mut self.state, State::Lost) {
-            State::Bare { stream, .. } => self.peer.settle_on_error(|| {
-                stream.set_nonblocking(true)?;
-                tokio::net::TcpStream::from_std(stream).map(State::Watched)
-            })?,
-            state => state,
+        let State::Bare { stream, drained } = mem::replace(&mut self.state, State::Passing) else {
+            return Err(lost());
         };
-        Ok(())
+        // SAFETY: the stream is lent out shared only, and keeps its descriptor until it is dropped.
+        let watched =
+            unsafe { AsyncFd::register_with_interest(stream, Interest::READABLE | Interest::WRITABLE) };
+        let (state, result) = match watched {
+            Ok(watched) => (State::Watched(watched), Ok(())),
+            Err(error) => {
+                let (stream, error) = error.into_parts();
+                (State::Bare { stream, drained }, Err(error))
+            }
+        };
+        self.state = state;
+        result
     }
 
     fn send_small_segments_at_once(&mut self) -> io::Result<()> {
@@ -172,23 +196,37 @@ impl Socket {
     fn poll_send(
         &mut self,
         cx: &mut Context<'_>,
-        bare: impl FnOnce(&SockRef<'_>) -> io::Result<usize>,
-        watched: impl FnOnce(Pin<&mut tokio::net::TcpStream>, &mut Context<'_>) -> Poll<io::Result<usize>>,
+        bytes: usize,
+        send: impl Fn(&SockRef<'_>) -> io::Result<usize>,
     ) -> Poll<io::Result<usize>> {
         if mem::replace(&mut self.wrote, true) {
             self.send_small_segments_at_once()?;
         }
-        if let State::Bare { stream, .. } = &self.state {
+        if let State::Bare { stream, drained } = &self.state {
             let budget = ready!(coop::poll_proceed(cx));
-            match bare(&SockRef::from(stream)) {
+            match send(&SockRef::from(stream)) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 result => {
                     budget.made_progress();
+                    self.let_go |= *drained && result.is_ok();
                     return Poll::Ready(result);
                 }
             }
         }
-        watched(Pin::new(self.watch()?), cx)
+        let stream = self.watch()?;
+        loop {
+            let mut ready = ready!(stream.poll_write_ready(cx))?;
+            match send(&SockRef::from(stream.get_ref())) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready.clear_ready(),
+                result => {
+                    // Less than offered has filled the socket's buffer.
+                    if result.as_ref().is_ok_and(|&sent| sent < bytes) {
+                        ready.clear_ready();
+                    }
+                    return Poll::Ready(result);
+                }
+            }
+        }
     }
 }
 
@@ -200,17 +238,11 @@ impl AsyncRead for Socket {
     ) -> Poll<io::Result<()>> {
         if let State::Bare { stream, drained: drained @ false } = &mut self.state {
             let budget = ready!(coop::poll_proceed(cx));
-            // SAFETY: recv only writes initialised bytes, so nothing in the buffer becomes uninitialised.
-            let room = unsafe { buf.unfilled_mut() };
-            let room_bytes = room.len();
-            match SockRef::from(&*stream).recv_with_flags(room, NO_WAIT) {
+            let room = buf.remaining();
+            match receive(stream, buf) {
                 Ok(received) => {
-                    // SAFETY: the kernel wrote the first `received` bytes of the unfilled part.
-                    unsafe { buf.assume_init(received) };
-                    buf.advance(received);
-                    // Less than asked for is all there is; the end of the stream is found by the next call.
                     budget.made_progress();
-                    *drained = 0 < received && received < room_bytes;
+                    *drained = is_short(received, room);
                     return Poll::Ready(Ok(()));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -218,17 +250,42 @@ impl AsyncRead for Socket {
             }
             drop(budget);
         }
-        Pin::new(self.watch()?).poll_read(cx, buf)
+        let stream = self.watch()?;
+        loop {
+            let mut ready = ready!(stream.poll_read_ready(cx))?;
+            let room = buf.remaining();
+            match receive(stream.get_ref(), buf) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready.clear_ready(),
+                result => {
+                    if result.as_ref().is_ok_and(|&received| is_short(received, room)) {
+                        ready.clear_ready();
+                    }
+                    return Poll::Ready(result.map(|_| ()));
+                }
+            }
+        }
     }
+}
+
+/// Receives what there is, which also works where the descriptor's owner before has left it blocking.
+fn receive(stream: &TcpStream, buf: &mut ReadBuf<'_>) -> io::Result<usize> {
+    // SAFETY: recv only writes initialised bytes, so nothing in the buffer becomes uninitialised.
+    let room = unsafe { buf.unfilled_mut() };
+    let received = SockRef::from(stream).recv_with_flags(room, NO_WAIT)?;
+    // SAFETY: the kernel wrote the first `received` bytes of the unfilled part.
+    unsafe { buf.assume_init(received) };
+    buf.advance(received);
+    Ok(received)
+}
+
+/// Less than asked for is all there is; the end of the stream is found by the next call.
+fn is_short(received: usize, room: usize) -> bool {
+    0 < received && received < room
 }
 
 impl AsyncWrite for Socket {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.poll_send(
-            cx,
-            |socket| socket.send_with_flags(bytes, NO_WAIT),
-            |stream, cx| stream.poll_write(cx, bytes),
-        )
+        self.poll_send(cx, bytes.len(), |socket| socket.send_with_flags(bytes, NO_WAIT))
     }
 
     fn poll_write_vectored(
@@ -236,11 +293,8 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.poll_send(
-            cx,
-            |socket| socket.send_vectored_with_flags(slices, NO_WAIT),
-            |stream, cx| stream.poll_write_vectored(cx, slices),
-        )
+        let bytes = slices.iter().map(|slice| slice.len()).sum();
+        self.poll_send(cx, bytes, |socket| socket.send_vectored_with_flags(slices, NO_WAIT))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -269,7 +323,7 @@ impl From<TcpStream> for Socket {
 }
 
 fn lost() -> io::Error {
-    io::Error::other("the socket could not be registered for events")
+    io::Error::other("the socket is between two states")
 }
 
 #[cfg(test)]
@@ -357,7 +411,7 @@ mod tests {
         socket.watch().unwrap();
         assert!(socket.has_unread());
         socket.nudge().unwrap();
-        let mut taken = TcpStream::from(socket.into_fd().unwrap());
+        let mut taken = TcpStream::from(socket.leave().unwrap());
         taken.read_exact(&mut byte).unwrap();
         assert_eq!(&byte, b"b");
     }

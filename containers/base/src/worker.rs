@@ -274,10 +274,10 @@ impl Worker {
         let serving = handler(Connection {
             id: record.id,
             accepted_at_ns: record.accepted_at_ns,
-            luggage,
             protocol: record.protocol,
             purpose: record.purpose,
-            socket: Socket::new(fd, record.peer),
+            socket: if luggage.is_some() { Socket::arrived } else { Socket::new }(fd, record.peer),
+            luggage,
             held: Held::new(&self.open),
         });
         spawn_local(Published { serving, worker: self.clone() });

@@ -51,7 +51,7 @@ impl Poller {
         let mut events = [EpollEvent::empty(); BATCH];
         let count = self.epoll.wait(&mut events, EpollTimeout::ZERO)?;
         sources.extend(events[..count].iter().map(|event| Source::of_key(event.data())));
-        Ok(count > 0)
+        Ok(count == BATCH)
     }
 }
 

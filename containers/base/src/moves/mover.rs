@@ -197,7 +197,7 @@ impl Mover {
     /// Sends a connection to its place. It is gone afterwards, whatever happens.
     pub fn send(&self, place: Place, origin: Origin, protocol: Protocol, luggage: &Luggage, socket: Socket) {
         let peer = socket.known_peer();
-        let packed = socket.into_fd().map_err(|error| error.to_string()).and_then(|socket| {
+        let packed = socket.leave().map_err(|error| error.to_string()).and_then(|socket| {
             let mut payload = luggage.encode().map_err(|error| error.to_string())?;
             if protocol == Protocol::Https {
                 *payload = self.seal(&place, &mut payload, &socket).ok_or("it can't be sealed")?;

@@ -226,7 +226,7 @@ fn between_requests_it_comes_apart_without_losing_a_byte() {
         assert_eq!(length, foreign.len() - 4);
         let (stream, unread) = connection.into_parts();
         assert_eq!(unread, foreign);
-        let fd = stream.into_socket().into_fd().unwrap();
+        let fd = stream.into_socket().leave().unwrap();
         std::io::Write::write_all(&mut client, b"more").unwrap();
         let mut more = [0; 4];
         let mut taken = std::net::TcpStream::from(fd);

@@ -15,7 +15,7 @@ async fn moved_socket(stream: TlsStream) -> TlsStream {
         stream.flush().await.unwrap();
         stream.into_parts().unwrap()
     };
-    let descriptor = socket.into_fd().unwrap().try_clone().unwrap();
+    let descriptor = socket.leave().unwrap().try_clone().unwrap();
     let encoded = state.encode();
     drop(state);
     TlsStream::from_parts(Socket::new(descriptor, None), SessionState::decode(&encoded).unwrap())
