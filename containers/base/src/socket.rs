@@ -41,8 +41,8 @@ pub struct Socket {
 enum State {
     /// Not known to epoll; `drained` when the last read took all there was.
     Bare { stream: TcpStream, drained: bool },
-    /// Known to epoll.
-    Watched(AsyncFd<TcpStream>),
+    /// Known to epoll; for writing only once a write had to wait, because room is an event that nearly always is there.
+    Watched { stream: AsyncFd<TcpStream>, writes: bool },
     /// Only while it passes from one state to the other.
     Passing,
 }
@@ -76,7 +76,7 @@ impl Socket {
         self.peer.settle();
         match mem::replace(&mut self.state, State::Passing) {
             State::Bare { stream, .. } => Ok(stream.into()),
-            State::Watched(stream) => Ok(stream.into_inner().into()),
+            State::Watched { stream, .. } => Ok(stream.into_inner().into()),
             State::Passing => Err(lost()),
         }
     }
@@ -95,7 +95,7 @@ impl Socket {
     pub fn fd(&self) -> io::Result<BorrowedFd<'_>> {
         match &self.state {
             State::Bare { stream, .. } => Ok(stream.as_fd()),
-            State::Watched(stream) => Ok(stream.get_ref().as_fd()),
+            State::Watched { stream, .. } => Ok(stream.get_ref().as_fd()),
             State::Passing => Err(lost()),
         }
     }
@@ -119,7 +119,7 @@ impl Socket {
 
     /// Ready when the client has reset the connection, which is an error, or when it has sent or ended something.
     pub fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.watch()?.poll_read_ready(cx))?.retain_ready();
+        ready!(self.watch_reads()?.poll_read_ready(cx))?.retain_ready();
         let mut byte = [MaybeUninit::uninit(); 1];
         match SockRef::from(&self.fd()?).recv_with_flags(&mut byte, PEEK) {
             Err(error) if error.kind() != io::ErrorKind::WouldBlock => Poll::Ready(Err(error)),
@@ -146,18 +146,39 @@ impl Socket {
         }
     }
 
-    fn watch(&mut self) -> io::Result<&AsyncFd<TcpStream>> {
+    fn watch_reads(&mut self) -> io::Result<&AsyncFd<TcpStream>> {
         if let State::Bare { .. } = &self.state {
-            self.register()?;
+            self.prepare_to_wait()?;
+            self.register(false)?;
         }
+        self.watched()
+    }
+
+    fn watch_writes(&mut self, cx: &Context<'_>) -> io::Result<&AsyncFd<TcpStream>> {
         match &self.state {
-            State::Watched(stream) => Ok(stream),
+            State::Bare { .. } => {
+                self.prepare_to_wait()?;
+                self.register(true)?;
+            }
+            State::Watched { writes: false, .. } => {
+                self.register(true)?;
+                // Whoever waits to read does so at the former registration.
+                cx.waker().wake_by_ref();
+            }
+            _ => {}
+        }
+        self.watched()
+    }
+
+    fn watched(&self) -> io::Result<&AsyncFd<TcpStream>> {
+        match &self.state {
+            State::Watched { stream, .. } => Ok(stream),
             _ => Err(lost()),
         }
     }
 
     #[cold]
-    fn register(&mut self) -> io::Result<()> {
+    fn prepare_to_wait(&mut self) -> io::Result<()> {
         // A connection that outlives its first answer sends small segments that must not wait for each other.
         self.send_small_segments_at_once()?;
         // It may wait for long, and then it shall not depend on the gateway's programs.
@@ -168,17 +189,23 @@ impl Socket {
                 result => result?,
             }
         }
-        let State::Bare { stream, drained } = mem::replace(&mut self.state, State::Passing) else {
-            return Err(lost());
+        Ok(())
+    }
+
+    fn register(&mut self, writes: bool) -> io::Result<()> {
+        let stream = match mem::replace(&mut self.state, State::Passing) {
+            State::Bare { stream, .. } => stream,
+            State::Watched { stream, .. } => stream.into_inner(),
+            State::Passing => return Err(lost()),
         };
+        let interest = if writes { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
         // SAFETY: the stream is lent out shared only, and keeps its descriptor until it is dropped.
-        let watched =
-            unsafe { AsyncFd::register_with_interest(stream, Interest::READABLE | Interest::WRITABLE) };
+        let watched = unsafe { AsyncFd::register_with_interest(stream, interest) };
         let (state, result) = match watched {
-            Ok(watched) => (State::Watched(watched), Ok(())),
+            Ok(stream) => (State::Watched { stream, writes }, Ok(())),
             Err(error) => {
                 let (stream, error) = error.into_parts();
-                (State::Bare { stream, drained }, Err(error))
+                (State::Bare { stream, drained: false }, Err(error))
             }
         };
         self.state = state;
@@ -202,18 +229,23 @@ impl Socket {
         if mem::replace(&mut self.wrote, true) {
             self.send_small_segments_at_once()?;
         }
-        if let State::Bare { stream, drained } = &self.state {
+        let (stream, drained) = match &self.state {
+            State::Bare { stream, drained } => (Some(stream), *drained),
+            State::Watched { stream, writes: false } => (Some(stream.get_ref()), false),
+            _ => (None, false),
+        };
+        if let Some(stream) = stream {
             let budget = ready!(coop::poll_proceed(cx));
             match send(&SockRef::from(stream)) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 result => {
                     budget.made_progress();
-                    self.let_go |= *drained && result.is_ok();
+                    self.let_go |= drained && result.is_ok();
                     return Poll::Ready(result);
                 }
             }
         }
-        let stream = self.watch()?;
+        let stream = self.watch_writes(cx)?;
         loop {
             let mut ready = ready!(stream.poll_write_ready(cx))?;
             match send(&SockRef::from(stream.get_ref())) {
@@ -250,7 +282,7 @@ impl AsyncRead for Socket {
             }
             drop(budget);
         }
-        let stream = self.watch()?;
+        let stream = self.watch_reads()?;
         loop {
             let mut ready = ready!(stream.poll_read_ready(cx))?;
             let room = buf.remaining();
@@ -328,7 +360,10 @@ fn lost() -> io::Error {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{Read, Write};
+    use std::{
+        future::poll_fn,
+        io::{Read, Write},
+    };
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -342,7 +377,7 @@ mod tests {
     }
 
     fn is_watched(socket: &Socket) -> bool {
-        matches!(socket.state, State::Watched(_))
+        matches!(socket.state, State::Watched { .. })
     }
 
     #[tokio::test]
@@ -382,7 +417,7 @@ mod tests {
         let (mut socket, client) = pair();
         SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
         drop(client);
-        let error = socket.watch().unwrap_err();
+        let error = socket.watch_reads().unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
         drop(sent.await.unwrap());
     }
@@ -403,12 +438,35 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn who_waits_to_read_is_woken_though_a_write_has_to_wait_meanwhile() {
+        let (mut socket, mut client) = pair();
+        let mut bytes = [0; 16];
+        let sent = vec![b'x'; 8 << 20];
+        let mut written = 0;
+        let read = poll_fn(|cx| {
+            let mut buf = ReadBuf::new(&mut bytes);
+            let read = Pin::new(&mut socket).poll_read(cx, &mut buf);
+            while written < sent.len()
+                && let Poll::Ready(count) = Pin::new(&mut socket).poll_write(cx, &sent[written..])
+            {
+                written += count.unwrap();
+            }
+            if written < sent.len() {
+                client.write_all(b"?").unwrap();
+            }
+            read
+        });
+        tokio::time::timeout(Duration::from_secs(10), read).await.unwrap().unwrap();
+        assert!(matches!(socket.state, State::Watched { writes: true, .. }) && bytes[0] == b'?');
+    }
+
+    #[tokio::test]
     async fn the_descriptor_can_be_given_away_with_its_unread_input() {
         let (mut socket, mut client) = pair();
         client.write_all(b"ab").unwrap();
         let mut byte = [0; 1];
         socket.read_exact(&mut byte).await.unwrap();
-        socket.watch().unwrap();
+        socket.watch_reads().unwrap();
         assert!(socket.has_unread());
         socket.nudge().unwrap();
         let mut taken = TcpStream::from(socket.leave().unwrap());

@@ -13,9 +13,24 @@ use super::*;
 
 /// A stream with made-up secrets and its peer, which can say what a real client can't.
 pub(super) fn forged(version: Version, aead: Aead, sequence: u64) -> (TlsStream, Forger) {
+    forged_behind(1 << 16, version, aead, sequence)
+}
+
+/// The same with a peer that has this much room for what it doesn't read.
+pub(super) fn forged_behind(
+    room_bytes: usize,
+    version: Version,
+    aead: Aead,
+    sequence: u64,
+) -> (TlsStream, Forger) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    // Before the window is first announced: one that shrinks makes the kernel drop acknowledgements.
+    socket.set_recv_buffer_size(room_bytes).unwrap();
+    socket.connect(&listener.local_addr().unwrap().into()).unwrap();
+    let socket = TcpStream::from(socket);
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.set_nodelay(true).unwrap();
     let (accepted, _) = listener.accept().unwrap();
     let mut ours = session(version, aead, 1, 2);
     ours.transmit.sequence = sequence;
