@@ -51,13 +51,13 @@ impl Listeners {
     }
 
     /// Accepts until the worker is asked to stop. What is accepted is `name`'s: there is nobody else here.
-    pub fn serve<H, F>(self, name: FunctionName, worker: &Worker, connections_max: u32, handler: &Rc<H>)
+    pub fn serve<H, F>(self, name: FunctionName, worker: &Rc<Worker>, connections_max: u32, handler: &Rc<H>)
     where
         H: Fn(Connection) -> F + 'static,
         F: Future<Output = ()> + 'static,
     {
         for (protocol, listener) in self.0 {
-            let (worker, handler) = (worker.clone(), Rc::clone(handler));
+            let (worker, handler) = (Rc::clone(worker), Rc::clone(handler));
             spawn_local(async move {
                 let mut stopped = worker.stop.listener();
                 let accepting = accept(listener, protocol, name, &worker, connections_max, &*handler);
@@ -86,7 +86,7 @@ async fn accept<H, F>(
     listener: TcpListener,
     protocol: Protocol,
     name: FunctionName,
-    worker: &Worker,
+    worker: &Rc<Worker>,
     connections_max: u32,
     handler: &H,
 ) -> io::Result<()>

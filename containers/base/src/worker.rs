@@ -54,16 +54,16 @@ pub struct Connection {
 }
 
 /// What the connections of one worker share.
-#[derive(Clone, Default)]
+#[derive(Default)]
 pub struct Worker {
     pub linger: Linger,
     pub stop: Stop,
     pub(crate) mover: Mover,
     pub(crate) tally: Tally,
     open: Arc<Open>,
-    ticking: Rc<Cell<bool>>,
+    ticking: Cell<bool>,
     /// Each pool connection's other end sees how busy this worker is.
-    ends: Rc<RefCell<Vec<Weak<Readable<InstanceEnd>>>>>,
+    ends: RefCell<Vec<Weak<Readable<InstanceEnd>>>>,
 }
 
 /// How a worker is run.
@@ -138,7 +138,7 @@ async fn work<H, F>(
 {
     let mover = plan.moving.as_ref().map(|moving| Mover::new(Arc::clone(moving), plan.index));
     let features = if mover.is_some() { Hello::MOVES } else { 0 };
-    let worker = Worker { mover: mover.unwrap_or_default(), ..Worker::default() };
+    let worker = Rc::new(Worker { mover: mover.unwrap_or_default(), ..Worker::default() });
     let handler = Rc::new(make(&worker));
     if let Some(Direct { listeners, name }) = direct {
         listeners.serve(name, &worker, plan.connections_max, &handler);
@@ -165,7 +165,7 @@ async fn work<H, F>(
         worker.mover.gateway_came(&post);
         let receiver = Receiver {
             post,
-            worker: worker.clone(),
+            worker: Rc::clone(&worker),
             handler: Rc::clone(&handler),
             buffer: Rc::clone(&buffer),
             connections_max: plan.connections_max,
@@ -234,11 +234,11 @@ impl Worker {
 
     /// Keeps a timer armed while there are connections: the runtime wakes itself, by a system call, for each timer that
     /// is the earliest one, and a connection's never is when this one exists.
-    pub(crate) fn tick(&self) {
+    pub(crate) fn tick(self: &Rc<Self>) {
         if self.ticking.replace(true) {
             return;
         }
-        let worker = self.clone();
+        let worker = Rc::clone(self);
         spawn_local(async move {
             while worker.open.connections.load(Ordering::Relaxed) > 0 {
                 sleep(TICK).await;
@@ -262,7 +262,7 @@ impl Worker {
 impl Worker {
     /// Gives a connection to a task of its own.
     pub(crate) fn serve<H, F>(
-        &self,
+        self: &Rc<Self>,
         record: &handoff::Connection,
         fd: OwnedFd,
         luggage: Option<Box<Luggage>>,
@@ -280,7 +280,7 @@ impl Worker {
             luggage,
             held: Held::new(&self.open),
         });
-        spawn_local(Published { serving, worker: self.clone() });
+        spawn_local(Published { serving, worker: Rc::clone(self) });
     }
 
     fn is_full(&self, connections_max: u32) -> bool {
@@ -303,7 +303,7 @@ impl Worker {
 /// One pool connection's receiving side.
 struct Receiver<H> {
     post: Rc<Post>,
-    worker: Worker,
+    worker: Rc<Worker>,
     handler: Rc<H>,
     buffer: Rc<RefCell<ReceiveBuffer>>,
     connections_max: u32,
@@ -378,7 +378,7 @@ pin_project! {
     struct Published<F> {
         #[pin]
         serving: F,
-        worker: Worker,
+        worker: Rc<Worker>,
     }
 }
 
@@ -396,7 +396,7 @@ impl<F: Future<Output = ()>> Future for Published<F> {
 impl<H> Drop for Receiver<H> {
     fn drop(&mut self) {
         // Whoever waits for the last pool connection looks again, after this one is gone.
-        let worker = self.worker.clone();
+        let worker = &self.worker;
         worker.ends.borrow_mut().retain(|end| !std::ptr::eq(end.as_ptr(), Rc::as_ptr(self.post.end())));
         worker.mover.gateway_left(&self.post);
         worker.open.changed.notify_waiters();
