@@ -1,5 +1,5 @@
 //! What a function does for each request and each record, over loopback sockets of one thread.
-use std::{convert::Infallible, net::TcpListener};
+use std::{convert::Infallible, net::TcpListener, rc::Rc};
 
 use base::{
     Body, Linger,
@@ -46,7 +46,7 @@ async fn answer(request: http::Request<Body>) -> Result<Response<Body>, Infallib
 fn served() -> TcpStream {
     let (client, socket) = sockets();
     spawn_local(async move {
-        let shared = Shared {
+        let shared = Rc::new(Shared {
             identity: Identity { name: "echo".parse().unwrap(), hosts: Hosts::default() },
             limits: Limits::default(),
             linger: Linger::default(),
@@ -54,9 +54,9 @@ fn served() -> TcpStream {
             mover: Mover::default(),
             tally: Tally::default(),
             access_log: None,
-        };
+        });
         let stream = Stream::Plain(Socket::from(socket));
-        let mut connection = Connection::new(stream, Protocol::Http, Origin::default(), &shared);
+        let mut connection = Connection::new(stream, Protocol::Http, Origin::default(), shared);
         let finish = connection.serve(&mut tower::service_fn(answer)).await;
         connection.finish(finish, ()).await;
     });

@@ -25,7 +25,7 @@ use crate::{
     socket::Socket,
     stream::Stream,
     tls::{self, Acceptor, TlsStream},
-    worker::{self, Connection, Direct, Plan, Worker},
+    worker::{self, Connection, Direct, Held, Plan, Worker},
 };
 
 /// Serves a tower service until the process is asked to stop.
@@ -233,36 +233,46 @@ fn moving(options: &Options, fds: &mut ListenFds, acceptor: Option<&Acceptor>) -
     Ok(Moving { policy: options.moves_to.clone(), agreements, pairs: Default::default() })
 }
 
-async fn serve_connection<S: Service>(
+fn serve_connection<S: Service>(
     connection: Connection,
     shared: Rc<Shared>,
     acceptor: Option<Acceptor>,
     mut service: S,
-) {
+) -> impl Future<Output = ()> {
+    // A connection is mostly in between: its beginning and its end are on the heap, so that it has no room for them.
+    let opening = Box::pin(open(connection, shared, acceptor));
+    async move {
+        let Some((held, mut connection)) = opening.await else { return };
+        let finish = connection.serve(&mut service).await;
+        Box::pin(connection.finish(finish, held)).await;
+    }
+}
+
+/// A connection that can be asked something, unless it came to nothing.
+async fn open(
+    connection: Connection,
+    shared: Rc<Shared>,
+    acceptor: Option<Acceptor>,
+) -> Option<(Held, http::Connection)> {
     let Connection { id, accepted_at_ns, protocol, purpose, socket, luggage, held } = connection;
     let origin = Origin { id, accepted_at_ns };
     if !is_for(&shared.identity.name, &purpose) {
         // Serving it would answer one function's clients by another function.
-        return tracing::warn!(id, ?purpose, "the gateway sent a connection that isn't this function's");
+        tracing::warn!(id, ?purpose, "the gateway sent a connection that isn't this function's");
+        return None;
     }
-    let (stream, luggage) = match luggage.map(|luggage| *luggage) {
-        Some(Luggage { home, requests, state: State::Plain(input) }) => {
-            (Stream::Plain(socket), Some((home, requests, input)))
-        }
-        Some(Luggage { home, requests, state: State::Tls(state) }) => {
-            (Stream::Tls(TlsStream::from_parts(socket, *state)), Some((home, requests, Vec::new())))
-        }
-        None => match greet(id, protocol, socket, acceptor, &shared).await {
-            Some(stream) => (stream, None),
-            None => return,
-        },
+    let Some(luggage) = luggage else {
+        let stream = greet(id, protocol, socket, acceptor, &shared).await?;
+        return Some((held, http::Connection::new(stream, protocol, origin, shared)));
     };
-    let mut connection = http::Connection::new(stream, protocol, origin, &shared);
-    if let Some((home, requests, input)) = luggage {
-        connection.resume(home, requests, &input);
-    }
-    let finish = connection.serve(&mut service).await;
-    connection.finish(finish, held).await;
+    let Luggage { home, requests, state } = *luggage;
+    let (stream, input) = match state {
+        State::Plain(input) => (Stream::Plain(socket), input),
+        State::Tls(state) => (Stream::Tls(TlsStream::from_parts(socket, *state)), Vec::new()),
+    };
+    let mut connection = http::Connection::new(stream, protocol, origin, shared);
+    connection.resume(home, requests, &input);
+    Some((held, connection))
 }
 
 /// The stream of a new connection, unless its handshake fails.
@@ -276,12 +286,12 @@ async fn greet(
     match (protocol, acceptor) {
         (Protocol::Http, _) => Some(Stream::Plain(socket)),
         (Protocol::Https, Some(acceptor)) => {
-            // On the heap, because what the handshake needs is not needed afterwards.
+            // On the heap, because a connection in the clear needs nothing of it.
             match Box::pin(acceptor.accept(socket, shared.limits.head_timeout)).await {
                 Ok(stream) => Some(Stream::Tls(stream)),
                 Err(failure) => {
                     tracing::debug!(id, error = %failure.error, "no TLS session");
-                    shared.linger.close(failure.socket).await;
+                    Box::pin(shared.linger.close(failure.socket)).await;
                     None
                 }
             }
@@ -293,7 +303,7 @@ async fn greet(
             }
             // A client that can't take seven bytes goes without them.
             let _ = socket.send_now(&tls::plaintext_alert(AlertDescription::InternalError));
-            shared.linger.close(socket).await;
+            Box::pin(shared.linger.close(socket)).await;
             None
         }
     }

@@ -2,8 +2,9 @@
 use std::{
     future::poll_fn,
     io,
-    mem::{self, MaybeUninit},
+    mem::MaybeUninit,
     pin::{Pin, pin},
+    rc::Rc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -60,17 +61,17 @@ pub struct Shared {
 }
 
 /// Between two requests this is a stream, and what was read from it and belongs to no request yet.
-pub struct Connection<'a> {
+pub struct Connection {
     pub(super) stream: Stream,
     pub(super) input: BytesMut,
     pub(super) output: Output,
     pub(super) timer: Timer,
-    pub(super) shared: &'a Shared,
+    pub(super) shared: Rc<Shared>,
     pub(super) nudges: u8,
     protocol: Protocol,
     origin: Origin,
-    /// The function that the client came for.
-    home: FunctionName,
+    /// The function that the client came for, if it came for another one.
+    home: Option<Box<FunctionName>>,
     stop: Listener,
     scan: HeadScan,
     empty_lines: u16,
@@ -98,10 +99,7 @@ pub enum Finish {
 }
 
 /// A head's consequence.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "it lives for one statement, and boxing would cost each request"
-)]
+#[expect(clippy::large_enum_variant, reason = "it lives for one statement")]
 pub(super) enum Judged {
     Serve(Exchange),
     /// Answered without a handler, and the connection goes on if it can.
@@ -120,15 +118,15 @@ pub(super) struct Leave {
 }
 
 /// What comes of waiting for a request.
-#[expect(clippy::large_enum_variant, reason = "as above")]
 enum Asked {
-    Serve(Exchange),
-    Leave(Leave),
+    Serve(Box<Exchange>),
+    Leave(Box<Leave>),
 }
 
-impl<'a> Connection<'a> {
-    pub fn new(stream: Stream, protocol: Protocol, origin: Origin, shared: &'a Shared) -> Self {
+impl Connection {
+    pub fn new(stream: Stream, protocol: Protocol, origin: Origin, shared: Rc<Shared>) -> Self {
         Self {
+            stop: shared.stop.listener(),
             stream,
             input: BytesMut::new(),
             output: Output::default(),
@@ -137,8 +135,7 @@ impl<'a> Connection<'a> {
             nudges: 0,
             protocol,
             origin,
-            home: shared.identity.name,
-            stop: shared.stop.listener(),
+            home: None,
             scan: HeadScan::default(),
             empty_lines: 0,
             requests: 0,
@@ -147,24 +144,26 @@ impl<'a> Connection<'a> {
 
     /// Goes on with a connection that comes from another function.
     pub fn resume(&mut self, home: FunctionName, requests: u64, input: &[u8]) {
-        self.home = home;
+        self.home = (home != self.shared.identity.name).then(|| Box::new(home));
         self.requests = requests;
         self.input.extend_from_slice(input);
     }
 
     /// Serves requests until the connection is over, and says how it is to end.
+    ///
+    /// What is needed for a request only is on the heap meanwhile: most connections wait for their next one.
     pub async fn serve<S: Service>(&mut self, service: &mut S) -> Finish {
         loop {
             let mut exchange = match poll_fn(|cx| self.poll_exchange(cx)).await {
                 Ok(Asked::Serve(exchange)) => exchange,
-                Ok(Asked::Leave(leave)) => match self.leave(leave).await {
+                Ok(Asked::Leave(leave)) => match Box::pin(self.leave(*leave)).await {
                     Ok(Some(place)) => return Finish::Move(place),
                     Ok(None) => continue,
                     Err(end) => return Finish::End(end),
                 },
                 Err(end) => return Finish::End(end),
             };
-            let next = exchange.run(self, service).await;
+            let next = Box::pin(exchange.run(self, service)).await;
             exchange.account(self);
             match next {
                 Next::Request => {}
@@ -176,17 +175,22 @@ impl<'a> Connection<'a> {
 
     /// Ends the connection; `held` goes with the stream if the protocol changes.
     pub async fn finish(mut self, finish: Finish, held: impl Send + Sync + 'static) {
-        match finish {
-            Finish::End(end) => self.end(end).await,
+        let end = match finish {
+            Finish::End(end) => end,
             Finish::Upgrade(handover) => match self.flush().await {
                 Ok(()) => {
                     let (stream, unread) = self.into_parts();
                     // A handler that doesn't wait for its stream has ended the connection.
                     let _ = handover.send(Upgraded::new(stream, unread, Box::new(held)));
+                    return;
                 }
-                Err(error) => self.end(End::Lost(error)).await,
+                Err(error) => End::Lost(error),
             },
-            Finish::Move(place) => self.depart(place),
+            Finish::Move(place) => return self.depart(place),
+        };
+        if self.end(end).await {
+            let Self { shared, stream, .. } = self;
+            shared.linger.close(stream.into_socket()).await;
         }
     }
 
@@ -214,7 +218,9 @@ impl<'a> Connection<'a> {
 
     /// Takes the connection apart and sends it to its place.
     fn depart(self, place: Place) {
-        let Self { origin, home, requests, protocol, shared, .. } = self;
+        let Self { origin, requests, protocol, .. } = self;
+        let shared = Rc::clone(&self.shared);
+        let home = self.home.as_deref().copied().unwrap_or(shared.identity.name);
         let (stream, input) = self.into_parts();
         let (socket, state) = match stream {
             Stream::Plain(socket) => (socket, State::Plain(input.into())),
@@ -246,8 +252,8 @@ impl<'a> Connection<'a> {
                 Err(reject) => Err(reject),
             };
             match judged {
-                Ok(Judged::Serve(exchange)) => return Poll::Ready(Ok(Asked::Serve(exchange))),
-                Ok(Judged::Leave(leave)) => return Poll::Ready(Ok(Asked::Leave(leave))),
+                Ok(Judged::Serve(exchange)) => return Poll::Ready(Ok(Asked::Serve(Box::new(exchange)))),
+                Ok(Judged::Leave(leave)) => return Poll::Ready(Ok(Asked::Leave(Box::new(leave)))),
                 Ok(Judged::Refuse(method, reject, persistence, coding)) => {
                     self.account(Some(&method), reject);
                     self.answer(reject, persistence, coding);
@@ -339,7 +345,9 @@ impl<'a> Connection<'a> {
         let mut fields = Fields::new();
         let head = Head::parse(&bytes, &mut fields)?;
         let coding = |reject: Reject| Coding::for_reject(&head.method, reject);
-        match self.shared.identity.route(self.protocol, &self.home, head.target, head.host) {
+        let identity = &self.shared.identity;
+        let home = self.home.as_deref().unwrap_or(&identity.name);
+        match identity.route(self.protocol, home, head.target, head.host) {
             Route::Own { path } => {
                 self.input.advance(length);
                 self.requests += 1;
@@ -459,25 +467,24 @@ impl<'a> Connection<'a> {
         poll_fn(|cx| self.poll_output(cx)).await
     }
 
-    async fn end(mut self, end: End) {
+    /// Says what is left to say, and whether the client should have time to read it.
+    async fn end(&mut self, end: End) -> bool {
         let (lingers, unread) = match end {
-            End::Lost(error) => return tracing::debug!(%error, "connection lost"),
+            End::Lost(error) => {
+                tracing::debug!(%error, "connection lost");
+                return false;
+            }
             End::Linger => (true, true),
             End::Close { unread } => (false, unread),
         };
         if self.flush().await.is_err() {
-            return;
+            return false;
         }
         if let Stream::Tls(stream) = &mut self.stream {
             // Whether the farewell arrives changes nothing here.
             let _ = timeout(self.shared.limits.idle_timeout, stream.shutdown()).await;
         }
-        let overrun = unread && !mem::take(&mut self.input).is_empty();
-        let shared = self.shared;
-        let socket = self.stream.into_socket();
-        if lingers || overrun || (unread && socket.has_unread()) {
-            shared.linger.close(socket).await;
-        }
+        lingers || (unread && (!self.input.is_empty() || self.stream.socket().has_unread()))
     }
 }
 

@@ -132,10 +132,10 @@ impl Exchange {
     }
 
     /// Counts the request and its answer, when both are over.
-    pub(super) fn account(&self, connection: &Connection<'_>) {
+    pub(super) fn account(&self, connection: &Connection) {
         let duration = self.begun.elapsed();
         let status = self.status.map(|status| status.as_u16());
-        let shared = connection.shared;
+        let shared = &connection.shared;
         shared.tally.count(tally::counted(&self.method), status, duration);
         if let Some(log) = &shared.access_log {
             log.write(Entry {
@@ -154,7 +154,7 @@ impl Exchange {
         self.request = Some(request);
     }
 
-    pub(super) async fn run<S: Service>(&mut self, connection: &mut Connection<'_>, service: &mut S) -> Next {
+    pub(super) async fn run<S: Service>(&mut self, connection: &mut Connection, service: &mut S) -> Next {
         let failure = match self.serve(connection, service).await {
             Ok(next) => return next,
             Err(failure) => failure,
@@ -179,7 +179,7 @@ impl Exchange {
         }
     }
 
-    fn reject(&mut self, connection: &mut Connection<'_>, reject: Reject) {
+    fn reject(&mut self, connection: &mut Connection, reject: Reject) {
         let coding = Coding::for_reject(&self.method, reject);
         (self.status, self.body_bytes) = (Some(reject.status), reject.text_bytes());
         connection.answer(reject, Persistence::Close, coding);
@@ -187,7 +187,7 @@ impl Exchange {
 
     async fn serve<S: Service>(
         &mut self,
-        connection: &mut Connection<'_>,
+        connection: &mut Connection,
         service: &mut S,
     ) -> Result<Next, Failure> {
         let body = {
@@ -212,7 +212,7 @@ impl Exchange {
     /// The handler's answer.
     async fn call<S: Service>(
         &mut self,
-        connection: &mut Connection<'_>,
+        connection: &mut Connection,
         service: &mut S,
     ) -> Result<Response<S::Body>, Failure> {
         poll_fn(|cx| {
@@ -232,7 +232,7 @@ impl Exchange {
     /// Decides how the answer is sent; its head is written when something of its body is known.
     fn accept<B>(
         &mut self,
-        connection: &mut Connection<'_>,
+        connection: &mut Connection,
         head: Parts,
         body: &B,
     ) -> Result<Option<Handover>, Failure>
@@ -262,7 +262,7 @@ impl Exchange {
 
     fn step_body<B>(
         &mut self,
-        connection: &mut Connection<'_>,
+        connection: &mut Connection,
         mut body: Pin<&mut B>,
         cx: &mut Context<'_>,
     ) -> Step<Result<(), Failure>>
@@ -301,7 +301,7 @@ impl Exchange {
     /// Writes a piece of the body, and says whether it was the last one.
     fn write_frame(
         &mut self,
-        connection: &mut Connection<'_>,
+        connection: &mut Connection,
         frame: Frame<Bytes>,
         last: bool,
     ) -> Result<bool, Failure> {
@@ -338,11 +338,7 @@ impl Exchange {
         }
     }
 
-    fn write_end(
-        &mut self,
-        connection: &mut Connection<'_>,
-        trailers: Option<HeaderMap>,
-    ) -> Result<(), Failure> {
+    fn write_end(&mut self, connection: &mut Connection, trailers: Option<HeaderMap>) -> Result<(), Failure> {
         self.begin(connection);
         match &self.answer {
             Answer::Begun(Coding::Length(1..)) => {
@@ -359,7 +355,7 @@ impl Exchange {
     }
 
     /// Writes the answer's head, unless that is done.
-    fn begin(&mut self, connection: &mut Connection<'_>) {
+    fn begin(&mut self, connection: &mut Connection) {
         let Answer::Ready(_, coding) = self.answer else { return };
         if self.will_leave_input() || connection.shared.stop.is_requested() {
             self.persistence = Persistence::Close;
@@ -379,7 +375,7 @@ impl Exchange {
     }
 
     /// Reads what the handler left of the body, if that is worth it.
-    async fn finish(&mut self, connection: &mut Connection<'_>) -> Result<Next, Failure> {
+    async fn finish(&mut self, connection: &mut Connection) -> Result<Next, Failure> {
         poll_fn(|cx| {
             self.poll_drive(connection, cx, |exchange, connection, _| {
                 if connection.output.is_full() {
@@ -401,9 +397,9 @@ impl Exchange {
     /// Takes the handler's next step, and moves bytes meanwhile, until the step is done or everybody waits.
     fn poll_drive<T>(
         &mut self,
-        connection: &mut Connection<'_>,
+        connection: &mut Connection,
         cx: &mut Context<'_>,
-        mut step: impl FnMut(&mut Self, &mut Connection<'_>, &mut Context<'_>) -> Step<T>,
+        mut step: impl FnMut(&mut Self, &mut Connection, &mut Context<'_>) -> Step<T>,
     ) -> Poll<Result<T, Failure>> {
         loop {
             if let Some(incoming) = &self.incoming {
@@ -445,7 +441,7 @@ impl Exchange {
     }
 
     /// Reads what the handler asks for of the request's body.
-    fn poll_feed(&mut self, connection: &mut Connection<'_>, cx: &mut Context<'_>) -> Result<Fed, Failure> {
+    fn poll_feed(&mut self, connection: &mut Connection, cx: &mut Context<'_>) -> Result<Fed, Failure> {
         let left = self.will_leave_input();
         let Some(incoming) = &mut self.incoming else { return Ok(Fed::Idle(Demand::None)) };
         let demand = incoming.source.demand();
@@ -502,7 +498,7 @@ impl Exchange {
     }
 
     /// Looks whether the client reset the connection while its handler works.
-    fn poll_lost(&mut self, connection: &mut Connection<'_>, cx: &mut Context<'_>) -> io::Result<()> {
+    fn poll_lost(&mut self, connection: &mut Connection, cx: &mut Context<'_>) -> io::Result<()> {
         if !self.looked_up {
             match connection.stream.poll_reset(cx) {
                 Poll::Ready(Ok(())) => self.looked_up = true,

@@ -219,7 +219,7 @@ fn between_requests_it_comes_apart_without_losing_a_byte() {
         let (mut client, socket) = sockets();
         let shared = shared(Limits::default());
         let mut connection =
-            Connection::new(Stream::Plain(socket), Protocol::Http, Origin::default(), &shared);
+            Connection::new(Stream::Plain(socket), Protocol::Http, Origin::default(), shared);
         let foreign = "POST /function/hello HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nhalf";
         std::io::Write::write_all(&mut client, foreign.as_bytes()).unwrap();
         let length = std::future::poll_fn(|cx| connection.poll_head(cx)).await.unwrap().unwrap();
@@ -242,7 +242,7 @@ fn an_idle_connection_holds_no_buffers() {
         let (mut client, socket) = sockets();
         let shared = shared(Limits::default());
         let mut connection =
-            Connection::new(Stream::Plain(socket), Protocol::Http, Origin::default(), &shared);
+            Connection::new(Stream::Plain(socket), Protocol::Http, Origin::default(), shared);
         std::io::Write::write_all(&mut client, get("").as_bytes()).unwrap();
         std::future::poll_fn(|cx| connection.poll_head(cx)).await.unwrap().unwrap();
         assert!(connection.input.capacity() > 0);
@@ -252,8 +252,8 @@ fn an_idle_connection_holds_no_buffers() {
         assert!(std::future::poll_fn(|cx| Poll::Ready(connection.poll_head(cx))).await.is_pending());
         assert_eq!(connection.input.capacity(), 0);
         let mut service = tower::service_fn(greet);
-        let future_bytes = size_of_val(&connection.serve(&mut service)) + size_of::<Connection<'_>>();
-        assert!(future_bytes < 2048, "{future_bytes}");
+        let future_bytes = size_of_val(&connection.serve(&mut service)) + size_of::<Connection>();
+        assert!(future_bytes < 512, "{future_bytes}");
     });
 }
 

@@ -44,10 +44,10 @@ fn run<T>(test: impl Future<Output = T>) -> T {
     runtime.block_on(LocalSet::new().run_until(async { timeout(PATIENCE, test).await.expect("a hang") }))
 }
 
-fn shared(limits: Limits) -> Shared {
+fn shared(limits: Limits) -> Rc<Shared> {
     let name = "echo".parse().unwrap();
     let domains = ["faas.local".to_owned(), "localhost".to_owned()];
-    Shared {
+    Rc::new(Shared {
         identity: Identity { name, hosts: Hosts::new(name, &domains, &[], &[]) },
         limits,
         linger: Linger::default(),
@@ -55,7 +55,7 @@ fn shared(limits: Limits) -> Shared {
         mover: Mover::default(),
         tally: Tally::default(),
         access_log: None,
-    }
+    })
 }
 
 fn sockets() -> (std::net::TcpStream, Socket) {
@@ -77,7 +77,7 @@ impl Site {
         let shared = shared(limits);
         let stop = shared.stop.clone();
         let served = spawn_local(async move {
-            let mut connection = Connection::new(Stream::Plain(socket), protocol, Origin::default(), &shared);
+            let mut connection = Connection::new(Stream::Plain(socket), protocol, Origin::default(), shared);
             let finish = connection.serve(&mut service).await;
             connection.finish(finish, ()).await;
         });

@@ -64,7 +64,7 @@ fn requests_pass_through_tls_unchanged() {
             let stream = acceptor.accept(socket, PATIENCE).await.unwrap();
             let shared = shared(Limits::default());
             let mut connection =
-                Connection::new(Stream::Tls(stream), Protocol::Https, Origin::default(), &shared);
+                Connection::new(Stream::Tls(stream), Protocol::Https, Origin::default(), shared);
             let finish = connection.serve(&mut tower::service_fn(echo)).await;
             connection.finish(finish, ()).await;
         });
