@@ -3,6 +3,7 @@ mod direct;
 mod function;
 mod http;
 mod linger;
+mod memory;
 mod moves;
 mod options;
 mod peer;

@@ -26,6 +26,7 @@ use crate::{
     direct::Listeners,
     http::Tally,
     linger::Linger,
+    memory::Crowd,
     moves::{Luggage, Mover, Moving, Post},
     pool::Pool,
     readable::Readable,
@@ -233,14 +234,21 @@ impl Worker {
     }
 
     /// Keeps a timer armed while there are connections: the runtime wakes itself, by a system call, for each timer that
-    /// is the earliest one, and a connection's never is when this one exists.
+    /// is the earliest one, and a connection's never is when this one exists. What it wakes for is a look at how many are
+    /// left.
     pub(crate) fn tick(self: &Rc<Self>) {
         if self.ticking.replace(true) {
             return;
         }
         let worker = Rc::clone(self);
         spawn_local(async move {
-            while worker.open.connections.load(Ordering::Relaxed) > 0 {
+            let mut crowd = Crowd::default();
+            loop {
+                let open = worker.open.connections.load(Ordering::Relaxed);
+                crowd.is_now(open);
+                if open == 0 {
+                    break;
+                }
                 sleep(TICK).await;
             }
             worker.ticking.set(false);
