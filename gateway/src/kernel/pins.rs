@@ -34,6 +34,9 @@ const LOCK_POLL: Duration = Duration::from_millis(5);
 /// The directory of all sets may go between its making and the set's.
 const ATTEMPTS: usize = 5;
 
+/// How long another gateway's set is left to it: one that was killed and is started again goes on with what it left.
+const RESTART_PATIENCE: Duration = Duration::from_secs(10);
+
 /// More sets of one gateway than this means that something else is wrong.
 const SETS: usize = 64;
 
@@ -210,14 +213,15 @@ impl Drop for Pins {
 pub struct Leftovers {
     identity: Option<Identity>,
     sets: Vec<PathBuf>,
+    seen_at: Instant,
 }
 
 impl Leftovers {
     /// Removes what no connection needs, and remembers the rest.
     pub fn collect(identity: Option<Identity>) -> Self {
-        let mut leftovers = Self { identity, sets: sets() };
+        let mut leftovers = Self { identity, sets: sets(), seen_at: Instant::now() };
         leftovers.sweep();
-        for set in &leftovers.sets {
+        for set in leftovers.own() {
             tracing::info!(
                 set = %set.display(),
                 "kept what a killed gateway left, until the connections that depend on it end"
@@ -226,9 +230,15 @@ impl Leftovers {
         leftovers
     }
 
-    /// Removes what no connection needs any more.
+    /// Removes what no connection needs any more: its own at once, and others' when nobody has taken them up.
     pub fn sweep(&mut self) {
-        self.sets.retain(|path| {
+        let Self { identity, sets, seen_at } = self;
+        let is_abandoned = seen_at.elapsed() >= RESTART_PATIENCE;
+        sets.retain(|path| {
+            let is_own = identity.as_ref().is_some_and(|identity| identity.owns(&name(path)));
+            if !is_own && !is_abandoned {
+                return true;
+            }
             // Only what is dead: a live owner holds the lock.
             let Ok(Some(_lock)) = lock(path) else { return false };
             if !is_drained(path) {
