@@ -414,6 +414,21 @@ fn more(served: &AtomicUsize, count: usize) {
     eventually("more connections to be served", || (served.load(Ordering::Relaxed) >= wanted).then_some(()));
 }
 
+/// What a killed gateway left is its own for a while, although no connection needs it.
+#[test]
+fn another_gateway_takes_nothing_away() -> Result<()> {
+    let mut stack = Stack::start(Verdicts::Sockmap);
+    let pins = stack.pins();
+    kill(&mut stack);
+    Stack::start(Verdicts::Sockmap).stop();
+    ensure!(stack.pins() == pins && !pins.is_empty(), "{:?} of {pins:?}", stack.pins());
+    stack.start_gateway();
+    stack.wait_until_ready();
+    ensure!(goes_on(&mut stack), "{:?}", stack.gateway().said());
+    stack.stop();
+    Ok(())
+}
+
 /// Every client whose connection came about gets its answer, while the gateway stops.
 fn a_stop_resets_nobody(verdicts: Verdicts) -> Result<()> {
     const CLIENTS: usize = 8;

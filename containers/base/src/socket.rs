@@ -77,7 +77,7 @@ impl Socket {
         match mem::replace(&mut self.state, State::Passing) {
             State::Bare { stream, .. } => Ok(stream.into()),
             State::Watched { stream, .. } => Ok(stream.into_inner().into()),
-            State::Passing => Err(lost()),
+            State::Passing => Err(astray()),
         }
     }
 
@@ -91,12 +91,12 @@ impl Socket {
         self.peer.known()
     }
 
-    /// The descriptor, unless it was lost.
+    /// The descriptor.
     pub fn fd(&self) -> io::Result<BorrowedFd<'_>> {
         match &self.state {
             State::Bare { stream, .. } => Ok(stream.as_fd()),
             State::Watched { stream, .. } => Ok(stream.get_ref().as_fd()),
-            State::Passing => Err(lost()),
+            State::Passing => Err(astray()),
         }
     }
 
@@ -173,7 +173,7 @@ impl Socket {
     fn watched(&self) -> io::Result<&AsyncFd<TcpStream>> {
         match &self.state {
             State::Watched { stream, .. } => Ok(stream),
-            _ => Err(lost()),
+            _ => Err(astray()),
         }
     }
 
@@ -196,7 +196,7 @@ impl Socket {
         let stream = match mem::replace(&mut self.state, State::Passing) {
             State::Bare { stream, .. } => stream,
             State::Watched { stream, .. } => stream.into_inner(),
-            State::Passing => return Err(lost()),
+            State::Passing => return Err(astray()),
         };
         let interest = if writes { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
         // SAFETY: the stream is lent out shared only, and keeps its descriptor until it is dropped.
@@ -354,7 +354,7 @@ impl From<TcpStream> for Socket {
     }
 }
 
-fn lost() -> io::Error {
+fn astray() -> io::Error {
     io::Error::other("the socket is between two states")
 }
 
@@ -470,6 +470,7 @@ mod tests {
         assert!(socket.has_unread());
         socket.nudge().unwrap();
         let mut taken = TcpStream::from(socket.leave().unwrap());
+        assert!(taken.nodelay().unwrap(), "whoever gets it takes this for granted");
         taken.read_exact(&mut byte).unwrap();
         assert_eq!(&byte, b"b");
     }

@@ -27,7 +27,7 @@ const KINDS: [&str; 3] = ["links", "programs", "maps"];
 const LAYOUT: &str = "layout";
 const CGROUP: &str = "cgroup";
 
-/// A gateway that starts looks at others' sets and holds each for some microseconds; a live owner holds on.
+/// Other gateways look whether a set is abandoned, and hold it for some microseconds; a live owner holds on.
 const LOCK_PATIENCE: Duration = Duration::from_millis(100);
 const LOCK_POLL: Duration = Duration::from_millis(5);
 

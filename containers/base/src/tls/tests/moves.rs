@@ -18,7 +18,7 @@ async fn moved_socket(stream: TlsStream) -> TlsStream {
     let descriptor = socket.leave().unwrap().try_clone().unwrap();
     let encoded = state.encode();
     drop(state);
-    TlsStream::from_parts(Socket::new(descriptor, None), SessionState::decode(&encoded).unwrap())
+    TlsStream::from_parts(Socket::arrived(descriptor, None), SessionState::decode(&encoded).unwrap())
 }
 
 #[test]
