@@ -14,7 +14,9 @@ use std::{
 };
 
 use common::{FunctionName, Protocol};
-use handoff::{Hello, InstanceEnd, InstanceMessage, MAX_BATCH, Move, Purpose, ReceiveBuffer, Received};
+use handoff::{
+    GatewayMessage, Hello, InstanceEnd, InstanceMessage, MAX_BATCH, Move, Purpose, ReceiveBuffer, Received,
+};
 use pin_project_lite::pin_project;
 use tokio::{
     sync::{Notify, mpsc},
@@ -144,7 +146,7 @@ async fn work<H, F>(
     if let Some(Direct { listeners, name }) = direct {
         listeners.serve(name, &worker, plan.connections_max, &handler);
     }
-    let buffer = Rc::new(RefCell::new(ReceiveBuffer::new()));
+    let buffer = Rc::new(RefCell::new(ReceiveBuffer::default()));
     let mut met = 0;
     while let Some(pool) = pools.recv().await {
         let hello = Hello { worker: plan.index, workers: plan.workers, pid: std::process::id(), features };
@@ -333,14 +335,12 @@ where
                         self.worker.publish();
                         self.worker.tick();
                     }
-                    Ok(Received::Moved(moved, fd)) => {
-                        self.admit(&moved, fd);
+                    Ok(Received::Moved(moves, sockets)) => {
+                        moves.iter().zip(sockets).for_each(|(moved, fd)| self.admit(moved, fd));
                         self.worker.publish();
                         self.worker.tick();
                     }
-                    Ok(Received::Grant(grant)) => self.worker.mover.granted(&self.post, &grant),
-                    Ok(Received::Flight(flight)) => self.worker.mover.flight(&self.post, &flight),
-                    Ok(Received::Revoke(worker)) => self.worker.mover.revoked(&self.post, worker),
+                    Ok(Received::Message(message)) => self.listen(&message),
                     Ok(Received::WouldBlock) => {
                         ready.clear_ready();
                         break;
@@ -354,6 +354,15 @@ where
                     break;
                 }
             }
+        }
+    }
+
+    fn listen(&self, message: &GatewayMessage<'_>) {
+        let Self { post, worker, .. } = self;
+        match message {
+            GatewayMessage::Grant(grant) => worker.mover.granted(post, grant),
+            GatewayMessage::Flight(flight) => worker.mover.flight(post, flight),
+            GatewayMessage::Revoke(gone) => worker.mover.revoked(post, *gone),
         }
     }
 

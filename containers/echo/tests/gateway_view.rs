@@ -89,7 +89,10 @@ impl Gateway {
                         let flight = Flight { peer: own, function, ..flight };
                         to.end.say(&GatewayMessage::Flight(flight)).unwrap();
                     }
-                    FromInstance::Return(moved, socket) => {
+                    FromInstance::Return(moves, mut sockets) => {
+                        let ([moved], Some(socket)) = (&moves[..], sockets.next()) else {
+                            panic!("several connections came");
+                        };
                         assert_eq!(moved.peer, other);
                         self.seen.extend(moved.payload);
                         let payload = moved.payload.to_vec();
@@ -104,12 +107,12 @@ impl Gateway {
 
     fn deliver(&self, travelling: &Travelling, to: &Pool) {
         loop {
-            match to.end.send_moved(&travelling.message(), travelling.socket.as_fd()) {
+            match to.end.send_moved(&[travelling.message()], &[travelling.socket.as_fd()]) {
                 Err(SendError::WouldBlock) => {
                     let mut ready = [PollFd::new(to.end.as_fd(), PollFlags::POLLOUT)];
                     assert!(poll(&mut ready, PollTimeout::try_from(PATIENCE).unwrap()).unwrap() > 0);
                 }
-                sent => return sent.unwrap(),
+                sent => return assert_eq!(sent.unwrap(), 1),
             }
         }
     }

@@ -2,7 +2,8 @@
 #![no_main]
 use handoff::message::{Bytes, decode_connections, decode_hello, encode_connections, encode_hello};
 use handoff::moving::{
-    decode_gateway_message, decode_instance_message, encode_gateway_message, encode_instance_message,
+    Decoded, Move, decode_gateway_message, decode_instance_message, encode_gateway_message, encode_instance_message,
+    encode_moved, encode_return, moves_in_a_message,
 };
 use libfuzzer_sys::fuzz_target;
 
@@ -19,12 +20,31 @@ fuzz_target!(|message: &[u8]| {
     } else {
         assert!(connections.is_empty());
     }
-    if let Ok(decoded) = decode_instance_message(message) {
-        let end = encode_instance_message(&decoded, &mut again);
-        assert_eq!([&again[..], end].concat(), message);
+    match decode_instance_message(message) {
+        Ok(Decoded::Said(said)) => {
+            let end = encode_instance_message(&said, &mut again);
+            assert_eq!([&again[..], end].concat(), message);
+        }
+        Ok(Decoded::Moves(moves)) => {
+            encode_return(&moves, &mut again);
+            assert_eq!(with_payloads(&again, &moves), message);
+        }
+        Err(_) => {}
     }
-    if let Ok(decoded) = decode_gateway_message(message) {
-        let end = encode_gateway_message(&decoded, &mut again);
-        assert_eq!([&again[..], end].concat(), message);
+    match decode_gateway_message(message) {
+        Ok(Decoded::Said(said)) => {
+            let end = encode_gateway_message(&said, &mut again);
+            assert_eq!([&again[..], end].concat(), message);
+        }
+        Ok(Decoded::Moves(moves)) => {
+            encode_moved(&moves, &mut again);
+            assert_eq!(with_payloads(&again, &moves), message);
+        }
+        Err(_) => {}
     }
 });
+
+fn with_payloads(fixed: &[u8], moves: &[Move<'_>]) -> Vec<u8> {
+    assert_eq!(moves_in_a_message(moves), moves.len());
+    fixed.iter().chain(moves.iter().flat_map(|moved| moved.payload)).copied().collect()
+}

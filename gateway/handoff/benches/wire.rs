@@ -39,7 +39,7 @@ fn handoff(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("handoff");
     let pool = Pool::new();
     let (gateway, _status, instance) = pool.connected();
-    let mut buffer = ReceiveBuffer::new();
+    let mut buffer = ReceiveBuffer::default();
     for count in BATCHES {
         let connections: Vec<_> = (0..count as u64).map(connection).collect();
         let (_clients, sockets) = clients(count);

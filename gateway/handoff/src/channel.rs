@@ -22,11 +22,13 @@ use rustix::{
 };
 
 use crate::{
-    Connection, Error, FunctionsDirectory, Hello, MAX_BATCH, PoolConnection, StatusReader, StatusWriter,
+    Connection, DecodeError, Error, FunctionsDirectory, Hello, MAX_BATCH, PoolConnection, StatusReader,
+    StatusWriter,
     message::{self, Bytes, are_connections, decode_connections, decode_hello},
     moving::{
-        Flight, GatewayMessage, Grant, InstanceMessage, LONGEST_MESSAGE_BYTES, Move, WorkerId,
+        Decoded, GatewayMessage, InstanceMessage, LONGEST_MESSAGE_BYTES, MAX_MOVES, Move,
         decode_gateway_message, decode_instance_message, encode_gateway_message, encode_instance_message,
+        encode_moved, encode_return, moves_in_a_message,
     },
 };
 
@@ -74,19 +76,25 @@ pub enum Greeting {
 
 /// What the gateway receives after HELLO.
 pub enum FromInstance<'a> {
-    /// Everything but RETURN, which is below with its socket.
     Message(InstanceMessage<'a>),
-    Return(Move<'a>, OwnedFd),
+    /// Connections that are given back, each with its socket; those that the caller doesn't take out are closed.
+    Return(Vec<Move<'a>>, Drain<'a, OwnedFd>),
     WouldBlock,
     Closed,
 }
 
 /// Memory for one message, used again and again.
-pub struct MessageBuffer(Box<[u8]>);
+pub struct MessageBuffer {
+    bytes: Box<[u8]>,
+    descriptors: Vec<OwnedFd>,
+}
 
 impl Default for MessageBuffer {
     fn default() -> Self {
-        Self(vec![0; LONGEST_MESSAGE_BYTES].into_boxed_slice())
+        Self {
+            bytes: vec![0; LONGEST_MESSAGE_BYTES].into_boxed_slice(),
+            descriptors: Vec::with_capacity(MAX_BATCH),
+        }
     }
 }
 
@@ -110,56 +118,53 @@ impl GatewayEnd {
     /// The first message, if it is there. Any error means that the instance doesn't speak this protocol: drop the end.
     pub fn receive_hello(&self) -> Result<Greeting, Error> {
         let mut bytes = [0; message::HELLO_BYTES];
-        let (datagram, mut descriptors) = self.receive_into(&mut bytes)?;
-        let length = match datagram {
+        let mut descriptors = Vec::new();
+        let received = receive(self.socket.as_fd(), &mut bytes, |fd| descriptors.push(fd))?;
+        let length = match received {
             Datagram::Message { length, complete: true } => length,
             Datagram::Message { complete: false, .. } => return Err(Error::OutOfDescriptors { lost: 0 }),
             Datagram::WouldBlock => return Ok(Greeting::WouldBlock),
             Datagram::Closed => return Ok(Greeting::Closed),
         };
         let hello = decode_hello(&bytes[..length])?;
-        let page = descriptors.only(1)?.ok_or(Error::Descriptors { expected: 1, got: 0 })?;
-        Ok(Greeting::Hello(hello, StatusReader::open(page)?))
+        let got = descriptors.len();
+        match (descriptors.pop(), got) {
+            (Some(page), 1) => Ok(Greeting::Hello(hello, StatusReader::open(page)?)),
+            _ => Err(Error::Descriptors { expected: 1, got }),
+        }
     }
 
     /// The next message after HELLO, if one is there. After `Error::OutOfDescriptors` the end works on; after any
     /// other error drop it.
     pub fn receive<'a>(&self, buffer: &'a mut MessageBuffer) -> Result<FromInstance<'a>, Error> {
-        let (datagram, mut descriptors) = self.receive_into(&mut buffer.0)?;
-        let (length, complete) = match datagram {
-            Datagram::Message { length, complete } => (length, complete),
-            Datagram::WouldBlock => return Ok(FromInstance::WouldBlock),
-            Datagram::Closed => return Ok(FromInstance::Closed),
+        let MessageBuffer { bytes, descriptors } = buffer;
+        descriptors.clear();
+        let (length, complete) = match receive(self.socket.as_fd(), bytes, |fd| descriptors.push(fd)) {
+            Ok(Datagram::Message { length, complete }) => (length, complete),
+            Ok(Datagram::WouldBlock) => return Ok(FromInstance::WouldBlock),
+            Ok(Datagram::Closed) => return Ok(FromInstance::Closed),
+            Err(error) => {
+                descriptors.clear();
+                return Err(error);
+            }
         };
-        match decode_instance_message(&buffer.0[..length])? {
-            InstanceMessage::Return(_) if !complete => Err(Error::OutOfDescriptors { lost: 1 }),
-            InstanceMessage::Return(moved) => match descriptors.only(1)? {
-                Some(socket) => Ok(FromInstance::Return(moved, socket)),
-                None => Err(Error::Descriptors { expected: 1, got: 0 }),
-            },
-            message => descriptors.only(0).map(|_| FromInstance::Message(message)),
-        }
-    }
-
-    fn receive_into(&self, bytes: &mut [u8]) -> Result<(Datagram, Taken), Error> {
-        let mut taken = Taken::default();
-        let datagram = receive(self.socket.as_fd(), bytes, |fd| taken.take(fd))?;
-        Ok((datagram, taken))
+        Ok(match judge(decode_instance_message(&bytes[..length]), descriptors, complete)? {
+            Decoded::Moves(moves) => FromInstance::Return(moves, descriptors.drain(..)),
+            Decoded::Said(message) => FromInstance::Message(message),
+        })
     }
 
     /// Says something that carries no descriptor.
     pub fn say(&self, message: &GatewayMessage<'_>) -> Result<(), SendError> {
-        debug_assert!(!matches!(message, GatewayMessage::Moved(_)));
         let mut fixed = Bytes::new();
         let end = encode_gateway_message(message, &mut fixed);
         send(self.socket.as_fd(), &[&fixed, end], &[]).map_err(SendError::from)
     }
 
-    /// Hands a connection over that moves; ownership as in [`GatewayEnd::send`].
-    pub fn send_moved(&self, moved: &Move<'_>, socket: BorrowedFd<'_>) -> Result<(), SendError> {
-        let mut fixed = Bytes::new();
-        let end = encode_gateway_message(&GatewayMessage::Moved(*moved), &mut fixed);
-        send(self.socket.as_fd(), &[&fixed, end], &[socket]).map_err(SendError::from)
+    /// Hands over connections that move, as many as fit into one message, and says how many those are; ownership as in
+    /// [`GatewayEnd::send`].
+    pub fn send_moved(&self, moves: &[Move<'_>], sockets: &[BorrowedFd<'_>]) -> Result<usize, SendError> {
+        send_moves(self.socket.as_fd(), encode_moved, moves, sockets)
     }
 
     /// Says that nothing more will come; what is queued can still be received.
@@ -212,12 +217,9 @@ pub struct InstanceEnd {
 pub enum Received<'a> {
     /// Connections with their sockets; those that the caller doesn't take out are closed.
     Connections(Arrivals<'a>),
-    /// A connection that comes from another function.
-    Moved(Move<'a>, OwnedFd),
-    Grant(Grant),
-    Flight(Flight<'a>),
-    /// That worker takes nothing more: say [`InstanceMessage::Revoked`] after the last connection for it.
-    Revoke(WorkerId),
+    /// Connections that come from other functions, likewise.
+    Moved(Vec<Move<'a>>, Drain<'a, OwnedFd>),
+    Message(GatewayMessage<'a>),
     WouldBlock,
     Closed,
 }
@@ -226,10 +228,10 @@ pub enum Received<'a> {
 pub type Arrivals<'a> = Zip<Drain<'a, Connection>, Drain<'a, OwnedFd>>;
 
 /// Memory that receiving uses again and again; one for each thread that receives.
+#[derive(Default)]
 pub struct ReceiveBuffer {
-    bytes: MessageBuffer,
+    message: MessageBuffer,
     connections: Vec<Connection>,
-    descriptors: Vec<OwnedFd>,
 }
 
 impl InstanceEnd {
@@ -250,27 +252,25 @@ impl InstanceEnd {
 
     /// Says something that carries no descriptor.
     pub fn say(&self, message: &InstanceMessage<'_>) -> Result<(), SendError> {
-        debug_assert!(!matches!(message, InstanceMessage::Return(_)));
         let mut fixed = Bytes::new();
         let end = encode_instance_message(message, &mut fixed);
         send(self.socket.as_fd(), &[&fixed, end], &[]).map_err(SendError::from)
     }
 
-    /// Gives a connection back that belongs to another function. Once this returned `Ok` it is the gateway's: the
-    /// caller closes its copy. After an error nobody has seen the payload, and it may be sent again.
-    pub fn give_back(&self, moved: &Move<'_>, socket: BorrowedFd<'_>) -> Result<(), SendError> {
-        let mut fixed = Bytes::new();
-        let end = encode_instance_message(&InstanceMessage::Return(*moved), &mut fixed);
-        send(self.socket.as_fd(), &[&fixed, end], &[socket]).map_err(SendError::from)
+    /// Gives connections back that belong to other functions, as many as fit into one message, and says how many those
+    /// are. Once this returned `Ok` they are the gateway's: the caller closes its copies. After an error nobody has seen
+    /// the payloads, and they may be sent again.
+    pub fn give_back(&self, moves: &[Move<'_>], sockets: &[BorrowedFd<'_>]) -> Result<usize, SendError> {
+        send_moves(self.socket.as_fd(), encode_return, moves, sockets)
     }
 
     /// The next message, if one is there. What came out of the queue is counted as taken on the status page, also when
     /// it turns out to be unusable. After `Error::OutOfDescriptors` the end works on; after any other error drop it.
     pub fn receive<'a>(&self, buffer: &'a mut ReceiveBuffer) -> Result<Received<'a>, Error> {
-        let ReceiveBuffer { bytes, connections, descriptors } = buffer;
+        let ReceiveBuffer { message: MessageBuffer { bytes, descriptors }, connections } = buffer;
         connections.clear();
         descriptors.clear();
-        let received = receive(self.socket.as_fd(), &mut bytes.0, |fd| descriptors.push(fd));
+        let received = receive(self.socket.as_fd(), bytes, |fd| descriptors.push(fd));
         let (length, complete) = match received {
             Ok(Datagram::Message { length, complete }) => (length, complete),
             Ok(Datagram::WouldBlock) => return Ok(Received::WouldBlock),
@@ -281,7 +281,7 @@ impl InstanceEnd {
                 return Err(error);
             }
         };
-        let message = &bytes.0[..length];
+        let message = &bytes[..length];
         if are_connections(message) {
             let decoded = decode_connections(message, connections);
             let judged = match (decoded, connections.len()) {
@@ -303,20 +303,12 @@ impl InstanceEnd {
             return Ok(Received::Connections(connections.drain(..).zip(descriptors.drain(..))));
         }
         let decoded = decode_gateway_message(message);
-        let expected = usize::from(matches!(decoded, Ok(GatewayMessage::Moved(_))));
-        let got = descriptors.len();
-        self.status.add_taken(expected.max(got));
-        let socket = descriptors.pop();
-        descriptors.clear();
-        match (decoded?, socket) {
-            (GatewayMessage::Moved(_), _) if !complete => Err(Error::OutOfDescriptors { lost: 1 }),
-            _ if got != expected => Err(Error::Descriptors { expected, got }),
-            (GatewayMessage::Moved(moved), Some(socket)) => Ok(Received::Moved(moved, socket)),
-            (GatewayMessage::Moved(_), None) => Err(Error::Descriptors { expected, got }),
-            (GatewayMessage::Grant(grant), _) => Ok(Received::Grant(grant)),
-            (GatewayMessage::Flight(flight), _) => Ok(Received::Flight(flight)),
-            (GatewayMessage::Revoke(worker), _) => Ok(Received::Revoke(worker)),
-        }
+        let records = decoded.as_ref().map_or(0, Decoded::descriptors);
+        self.status.add_taken(records.max(descriptors.len()));
+        Ok(match judge(decoded, descriptors, complete)? {
+            Decoded::Moves(moves) => Received::Moved(moves, descriptors.drain(..)),
+            Decoded::Said(message) => Received::Message(message),
+        })
     }
 
     fn count_waits(&self, connections: &[Connection]) {
@@ -348,22 +340,6 @@ impl AsRawFd for InstanceEnd {
     }
 }
 
-impl ReceiveBuffer {
-    pub fn new() -> Self {
-        Self {
-            bytes: MessageBuffer::default(),
-            connections: Vec::with_capacity(MAX_BATCH),
-            descriptors: Vec::with_capacity(MAX_BATCH),
-        }
-    }
-}
-
-impl Default for ReceiveBuffer {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 enum Datagram {
     /// `complete` is false when the kernel could not install all of the message's descriptors.
     Message {
@@ -374,12 +350,55 @@ enum Datagram {
     Closed,
 }
 
+/// A message's records, and what ends each of them.
+const PARTS_MAX: usize = 1 + MAX_MOVES;
+
+fn send_moves(
+    socket: BorrowedFd,
+    encode: fn(&[Move<'_>], &mut Bytes),
+    moves: &[Move<'_>],
+    sockets: &[BorrowedFd<'_>],
+) -> Result<usize, SendError> {
+    debug_assert_eq!(moves.len(), sockets.len());
+    let sent = moves_in_a_message(moves).min(sockets.len());
+    if sent == 0 {
+        return Ok(0);
+    }
+    let moves = &moves[..sent];
+    let mut fixed = Bytes::new();
+    encode(moves, &mut fixed);
+    let mut parts = ArrayVec::<&[u8], PARTS_MAX>::new();
+    parts.push(&fixed);
+    parts.extend(moves.iter().map(|moved| moved.payload));
+    send(socket, &parts, &sockets[..sent])?;
+    Ok(sent)
+}
+
+/// Holds a message against the descriptors that came with it. Those of an unusable one are closed at once, so that their
+/// clients learn of it now.
+fn judge<'a, M>(
+    decoded: Result<Decoded<'a, M>, DecodeError>,
+    descriptors: &mut Vec<OwnedFd>,
+    complete: bool,
+) -> Result<Decoded<'a, M>, Error> {
+    let got = descriptors.len();
+    let judged = decoded.map_err(Error::from).and_then(|decoded| match decoded.descriptors() {
+        lost if !complete && lost > 0 => Err(Error::OutOfDescriptors { lost }),
+        expected if expected != got => Err(Error::Descriptors { expected, got }),
+        _ => Ok(decoded),
+    });
+    if judged.is_err() {
+        descriptors.clear();
+    }
+    judged
+}
+
 fn send(socket: BorrowedFd, parts: &[&[u8]], descriptors: &[BorrowedFd]) -> Result<(), Errno> {
     let mut space = [MaybeUninit::uninit(); CONTROL_BYTES];
     let mut control = SendAncillaryBuffer::new(&mut space);
     let fits = descriptors.is_empty() || control.push(SendAncillaryMessage::ScmRights(descriptors));
     debug_assert!(fits, "callers pass at most MAX_BATCH descriptors");
-    let parts: ArrayVec<IoSlice, 2> = parts.iter().map(|part| IoSlice::new(part)).collect();
+    let parts: ArrayVec<IoSlice, PARTS_MAX> = parts.iter().map(|part| IoSlice::new(part)).collect();
     // A SOCK_SEQPACKET message is queued whole or not at all.
     retry(Errno::INTR, || sendmsg(socket, &parts, &mut control, SEND)).map(|_| ())
 }
@@ -424,27 +443,6 @@ fn retry<T>(transient: Errno, mut call: impl FnMut() -> Result<T, Errno>) -> Res
         match call() {
             Err(errno) if errno == transient => continue,
             result => return result,
-        }
-    }
-}
-
-/// The descriptors of one message; more than one is never right here, and what isn't taken out is closed.
-#[derive(Default)]
-struct Taken {
-    first: Option<OwnedFd>,
-    count: usize,
-}
-
-impl Taken {
-    fn take(&mut self, fd: OwnedFd) {
-        self.count += 1;
-        self.first.get_or_insert(fd);
-    }
-
-    fn only(&mut self, expected: usize) -> Result<Option<OwnedFd>, Error> {
-        match self.count {
-            got if got == expected => Ok(self.first.take()),
-            got => Err(Error::Descriptors { expected, got }),
         }
     }
 }

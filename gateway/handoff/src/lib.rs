@@ -23,6 +23,7 @@ pub use listen_fds::ListenFds;
 pub use listener::{AllowedUids, PoolConnection, PoolListener};
 pub use message::{Connection, DecodeError, Hello, MAX_BATCH, MAX_WORKERS, Purpose};
 pub use moving::{
-    Berth, Flight, GatewayMessage, Grant, GrantAnswer, InstanceMessage, Move, PAYLOAD_BYTES, Role, WorkerId,
+    Berth, Flight, GatewayMessage, Grant, GrantAnswer, InstanceMessage, MAX_MOVES, Move, PAYLOAD_BYTES, Role,
+    WorkerId,
 };
 pub use page::{STATUS_PAGE_BYTES, StatusReader, StatusWriter};

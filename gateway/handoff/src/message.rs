@@ -59,7 +59,7 @@ pub struct Hello {
 
 impl Hello {
     /// The instance takes connections that move to it, and asks for those that leave it.
-    pub const MOVES: u64 = 1;
+    pub const MOVES: u64 = 1 << 1;
 }
 
 /// What a connection is handed over for.

@@ -4,27 +4,31 @@ use common::{FunctionName, limits::FUNCTION_NAME_BYTES};
 use crate::{
     DecodeError,
     message::{
-        Bytes, CONNECTION_BYTES, Connection, HEADER_BYTES, put, put_connection, put_header, take_connection,
-        take_header,
+        Bytes, CONNECTION_BYTES, Connection, HEADER_BYTES, MAX_BATCH, MAX_MESSAGE_BYTES, put, put_connection,
+        put_header, take_connection, take_header,
     },
     reader::Reader,
 };
 
-/// What travels with a connection that moves: a request's head and what came with it, and a TLS session's state with
-/// what it had not decrypted. With its record it stays below the send buffer that Linux gives a socket by default.
+/// What travels with the connections of one message: of each a request's head and what came with it, and a TLS session's
+/// state with what it had not decrypted. With the records it stays below the send buffer that Linux gives a socket by
+/// default.
 pub const PAYLOAD_BYTES: usize = 176 * 1024;
+/// Connections that move in one message: what a busy worker gives back in one turn is less.
+pub const MAX_MOVES: usize = 32;
 /// One flight of a key agreement: two certificate chains of the longest kind fit.
 pub const FLIGHT_BYTES: usize = 64 * 1024;
 
 const NAME_FIELD_BYTES: usize = 1 + FUNCTION_NAME_BYTES;
 const GRANT_BYTES: usize = NAME_FIELD_BYTES + 8 + 8 + 4 + 2 + 1 + 1;
 const FLIGHT_FIXED_BYTES: usize = NAME_FIELD_BYTES + 8 + 8 + 1 + 7;
-const MOVE_FIXED_BYTES: usize = CONNECTION_BYTES + 8;
+const MOVE_BYTES: usize = CONNECTION_BYTES + 8 + 4 + 4;
 
 /// The longest message on a pool connection.
-pub const LONGEST_MESSAGE_BYTES: usize = HEADER_BYTES + MOVE_FIXED_BYTES + PAYLOAD_BYTES;
+pub const LONGEST_MESSAGE_BYTES: usize = HEADER_BYTES + MAX_MOVES * MOVE_BYTES + PAYLOAD_BYTES;
 
 const _: () = assert!(HEADER_BYTES + FLIGHT_FIXED_BYTES + FLIGHT_BYTES <= LONGEST_MESSAGE_BYTES);
+const _: () = assert!(HEADER_BYTES + MAX_MOVES * MOVE_BYTES <= MAX_MESSAGE_BYTES && MAX_MOVES <= MAX_BATCH);
 
 const KIND_ASK: u16 = 3;
 const KIND_GRANT: u16 = 4;
@@ -98,31 +102,66 @@ pub struct Move<'a> {
     pub payload: &'a [u8],
 }
 
-/// What an instance says after HELLO.
+/// A message as its receiver sees it.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Decoded<'a, M> {
+    Said(M),
+    /// Connections that move, each with a descriptor beside the message: RETURN from an instance, MOVED from a gateway.
+    Moves(Vec<Move<'a>>),
+}
+
+impl<M> Decoded<'_, M> {
+    /// How many descriptors belong to the message.
+    pub fn descriptors(&self) -> usize {
+        match self {
+            Self::Said(_) => 0,
+            Self::Moves(moves) => moves.len(),
+        }
+    }
+}
+
+/// What an instance says after HELLO, beside giving connections back.
 #[derive(Debug, PartialEq, Eq)]
 pub enum InstanceMessage<'a> {
     /// Where may connections for this function go?
     Ask(FunctionName),
     Flight(Flight<'a>),
-    Return(Move<'a>),
     /// Nothing more will go to this worker from here.
     Revoked(WorkerId),
     /// Nothing more should come here.
     Drain,
 }
 
-/// What a gateway says beside handing new connections over.
+/// What a gateway says beside handing connections over.
 #[derive(Debug, PartialEq, Eq)]
 pub enum GatewayMessage<'a> {
     Grant(Grant),
     Flight(Flight<'a>),
-    Moved(Move<'a>),
     /// This worker takes nothing more.
     Revoke(WorkerId),
 }
 
-/// Writes all of a message but the payload, flight or nothing that ends it, into `out`, which is cleared first; that
-/// end is returned.
+/// How many of `moves` go with the next message.
+pub fn moves_in_a_message(moves: &[Move<'_>]) -> usize {
+    let mut payload_bytes = 0;
+    let fits = |moved: &&Move<'_>| {
+        payload_bytes += moved.payload.len();
+        payload_bytes <= PAYLOAD_BYTES
+    };
+    moves.iter().take(MAX_MOVES).take_while(fits).count()
+}
+
+/// Writes a RETURN without the payloads that end it into `out`, which is cleared first. `moves` fit into a message.
+pub fn encode_return(moves: &[Move<'_>], out: &mut Bytes) {
+    put_moves(out, KIND_RETURN, moves);
+}
+
+/// As [`encode_return`], a MOVED.
+pub fn encode_moved(moves: &[Move<'_>], out: &mut Bytes) {
+    put_moves(out, KIND_MOVED, moves);
+}
+
+/// Writes all of a message but the flight or nothing that ends it into `out`, which is cleared first; that end is returned.
 pub fn encode_instance_message<'a>(message: &InstanceMessage<'a>, out: &mut Bytes) -> &'a [u8] {
     out.clear();
     match message {
@@ -132,7 +171,6 @@ pub fn encode_instance_message<'a>(message: &InstanceMessage<'a>, out: &mut Byte
             &[]
         }
         InstanceMessage::Flight(flight) => put_flight(out, flight),
-        InstanceMessage::Return(moved) => put_move(out, KIND_RETURN, moved),
         InstanceMessage::Revoked(worker) => {
             put_header(out, KIND_REVOKED, 1, 8);
             put(out, worker.0.to_le_bytes());
@@ -155,7 +193,6 @@ pub fn encode_gateway_message<'a>(message: &GatewayMessage<'a>, out: &mut Bytes)
             &[]
         }
         GatewayMessage::Flight(flight) => put_flight(out, flight),
-        GatewayMessage::Moved(moved) => put_move(out, KIND_MOVED, moved),
         GatewayMessage::Revoke(worker) => {
             put_header(out, KIND_REVOKE, 1, 8);
             put(out, worker.0.to_le_bytes());
@@ -164,37 +201,43 @@ pub fn encode_gateway_message<'a>(message: &GatewayMessage<'a>, out: &mut Bytes)
     }
 }
 
-pub fn decode_instance_message(message: &[u8]) -> Result<InstanceMessage<'_>, DecodeError> {
-    let (kind, mut reader) = begin(message)?;
-    let decoded = match kind {
-        KIND_ASK => InstanceMessage::Ask(take_name(&mut reader)?),
-        KIND_FLIGHT => InstanceMessage::Flight(take_flight(&mut reader)?),
-        KIND_RETURN => InstanceMessage::Return(take_move(&mut reader)?),
-        KIND_REVOKED => InstanceMessage::Revoked(WorkerId(reader.u64()?)),
-        KIND_DRAIN => InstanceMessage::Drain,
-        got => return Err(DecodeError::Kind { expected: KIND_ASK, got }),
-    };
-    reader.end()?;
-    Ok(decoded)
+pub fn decode_instance_message(message: &[u8]) -> Result<Decoded<'_, InstanceMessage<'_>>, DecodeError> {
+    decode(message, KIND_RETURN, |kind, reader| {
+        Ok(match kind {
+            KIND_ASK => InstanceMessage::Ask(take_name(reader)?),
+            KIND_FLIGHT => InstanceMessage::Flight(take_flight(reader)?),
+            KIND_REVOKED => InstanceMessage::Revoked(WorkerId(reader.u64()?)),
+            KIND_DRAIN => InstanceMessage::Drain,
+            got => return Err(DecodeError::Kind { expected: KIND_ASK, got }),
+        })
+    })
 }
 
-pub fn decode_gateway_message(message: &[u8]) -> Result<GatewayMessage<'_>, DecodeError> {
-    let (kind, mut reader) = begin(message)?;
-    let decoded = match kind {
-        KIND_GRANT => GatewayMessage::Grant(take_grant(&mut reader)?),
-        KIND_FLIGHT => GatewayMessage::Flight(take_flight(&mut reader)?),
-        KIND_MOVED => GatewayMessage::Moved(take_move(&mut reader)?),
-        KIND_REVOKE => GatewayMessage::Revoke(WorkerId(reader.u64()?)),
-        got => return Err(DecodeError::Kind { expected: KIND_GRANT, got }),
-    };
-    reader.end()?;
-    Ok(decoded)
+pub fn decode_gateway_message(message: &[u8]) -> Result<Decoded<'_, GatewayMessage<'_>>, DecodeError> {
+    decode(message, KIND_MOVED, |kind, reader| {
+        Ok(match kind {
+            KIND_GRANT => GatewayMessage::Grant(take_grant(reader)?),
+            KIND_FLIGHT => GatewayMessage::Flight(take_flight(reader)?),
+            KIND_REVOKE => GatewayMessage::Revoke(WorkerId(reader.u64()?)),
+            got => return Err(DecodeError::Kind { expected: KIND_GRANT, got }),
+        })
+    })
 }
 
-fn begin(message: &[u8]) -> Result<(u16, Reader<'_>), DecodeError> {
+fn decode<'a, M>(
+    message: &'a [u8],
+    kind_of_moves: u16,
+    take_said: impl FnOnce(u16, &mut Reader<'a>) -> Result<M, DecodeError>,
+) -> Result<Decoded<'a, M>, DecodeError> {
     let mut reader = Reader(message);
     let (kind, count) = take_header(&mut reader, message.len())?;
-    if count == 1 { Ok((kind, reader)) } else { Err(DecodeError::Count(count)) }
+    let decoded = match count {
+        count if kind == kind_of_moves => Decoded::Moves(take_moves(&mut reader, count)?),
+        1 => Decoded::Said(take_said(kind, &mut reader)?),
+        count => return Err(DecodeError::Count(count)),
+    };
+    reader.end()?;
+    Ok(decoded)
 }
 
 fn put_name(out: &mut Bytes, name: &FunctionName) {
@@ -279,17 +322,36 @@ fn take_flight<'a>(reader: &mut Reader<'a>) -> Result<Flight<'a>, DecodeError> {
     Ok(Flight { peer, function, agreement, from, bytes })
 }
 
-fn put_move<'a>(out: &mut Bytes, kind: u16, moved: &Move<'a>) -> &'a [u8] {
-    put_header(out, kind, 1, MOVE_FIXED_BYTES + moved.payload.len());
-    put_connection(out, &moved.connection);
-    put(out, moved.peer.0.to_le_bytes());
-    moved.payload
+fn put_moves(out: &mut Bytes, kind: u16, moves: &[Move<'_>]) {
+    debug_assert_eq!(moves_in_a_message(moves), moves.len());
+    out.clear();
+    let payload_bytes: usize = moves.iter().map(|moved| moved.payload.len()).sum();
+    put_header(out, kind, moves.len() as u16, moves.len() * MOVE_BYTES + payload_bytes);
+    for moved in moves {
+        put_connection(out, &moved.connection);
+        put(out, moved.peer.0.to_le_bytes());
+        put(out, (moved.payload.len() as u32).to_le_bytes());
+        put(out, [0; 4]);
+    }
 }
 
-fn take_move<'a>(reader: &mut Reader<'a>) -> Result<Move<'a>, DecodeError> {
-    let connection = take_connection(reader)?;
-    let peer = WorkerId(reader.u64()?);
-    Ok(Move { connection, peer, payload: reader.rest(PAYLOAD_BYTES)? })
+fn take_moves<'a>(reader: &mut Reader<'a>, count: u16) -> Result<Vec<Move<'a>>, DecodeError> {
+    let count = usize::from(count);
+    if count == 0 || count > MAX_MOVES {
+        return Err(DecodeError::Count(count as u16));
+    }
+    let mut records = Reader(reader.bytes(count * MOVE_BYTES)?);
+    if reader.0.len() > PAYLOAD_BYTES {
+        return Err(DecodeError::Trailing(reader.0.len() - PAYLOAD_BYTES));
+    }
+    let mut take = || {
+        let connection = take_connection(&mut records)?;
+        let peer = WorkerId(records.u64()?);
+        let payload_bytes = records.u32()?;
+        records.zeros::<4>()?;
+        Ok(Move { connection, peer, payload: reader.bytes(payload_bytes as usize)? })
+    };
+    (0..count).map(|_| take()).collect()
 }
 
 #[cfg(test)]
@@ -317,20 +379,31 @@ mod tests {
         select(&[Role::Initiator, Role::Responder][..])
     }
 
-    fn whole(fixed: &Bytes, end: &[u8]) -> Vec<u8> {
-        [&fixed[..], end].concat()
+    fn encoded<'a, M>(
+        decoded: &Decoded<'a, M>,
+        said: impl FnOnce(&M, &mut Bytes) -> &'a [u8],
+        moves: impl FnOnce(&[Move<'a>], &mut Bytes),
+    ) -> Vec<u8> {
+        let mut fixed = Bytes::new();
+        match decoded {
+            Decoded::Said(message) => {
+                let end = said(message, &mut fixed);
+                [&fixed[..], end].concat()
+            }
+            Decoded::Moves(moved) => {
+                moves(moved, &mut fixed);
+                let payloads = moved.iter().flat_map(|moved| moved.payload);
+                fixed.iter().chain(payloads).copied().collect()
+            }
+        }
     }
 
-    fn from_instance(message: &InstanceMessage) -> Vec<u8> {
-        let mut fixed = Bytes::new();
-        let end = encode_instance_message(message, &mut fixed);
-        whole(&fixed, end)
+    fn from_instance<'a>(message: &Decoded<'a, InstanceMessage<'a>>) -> Vec<u8> {
+        encoded(message, encode_instance_message, encode_return)
     }
 
-    fn from_gateway(message: &GatewayMessage) -> Vec<u8> {
-        let mut fixed = Bytes::new();
-        let end = encode_gateway_message(message, &mut fixed);
-        whole(&fixed, end)
+    fn from_gateway<'a>(message: &Decoded<'a, GatewayMessage<'a>>) -> Vec<u8> {
+        encoded(message, encode_gateway_message, encode_moved)
     }
 
     /// Messages of every kind, from both ends.
@@ -338,21 +411,21 @@ mod tests {
         function: FunctionName,
         grant: Grant,
         flight: Flight,
-        moved: Move,
+        moves: &[Move],
         worker: WorkerId,
     ) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
         let instance = [
-            InstanceMessage::Ask(function),
-            InstanceMessage::Flight(flight),
-            InstanceMessage::Return(moved),
-            InstanceMessage::Revoked(worker),
-            InstanceMessage::Drain,
+            Decoded::Said(InstanceMessage::Ask(function)),
+            Decoded::Said(InstanceMessage::Flight(flight)),
+            Decoded::Moves(moves.to_vec()),
+            Decoded::Said(InstanceMessage::Revoked(worker)),
+            Decoded::Said(InstanceMessage::Drain),
         ];
         let gateway = [
-            GatewayMessage::Grant(grant),
-            GatewayMessage::Flight(flight),
-            GatewayMessage::Moved(moved),
-            GatewayMessage::Revoke(worker),
+            Decoded::Said(GatewayMessage::Grant(grant)),
+            Decoded::Said(GatewayMessage::Flight(flight)),
+            Decoded::Moves(moves.to_vec()),
+            Decoded::Said(GatewayMessage::Revoke(worker)),
         ];
         let mut encoded = (Vec::new(), Vec::new());
         for message in instance {
@@ -372,12 +445,14 @@ mod tests {
         #[test]
         fn messages_survive_and_every_altered_byte_means_something_or_is_refused(
             function in name(), grant in grant(), connection in connection(), from in role(), peer: u64, agreement: u64,
-            payload in prop::collection::vec(any::<u8>(), 0..300), at: prop::sample::Index, value: u8,
+            payload in prop::collection::vec(any::<u8>(), 0..300), count in 1..=MAX_MOVES,
+            at: prop::sample::Index, value: u8,
         ) {
             let peer = WorkerId(peer);
             let flight = Flight { peer, function, agreement, from, bytes: &payload };
-            let moved = Move { connection, peer, payload: &payload };
-            let (instance, gateway) = both(function, grant, flight, moved, peer);
+            let moves: Vec<_> =
+                (0..count).map(|skipped| Move { connection, peer, payload: payload.get(skipped..).unwrap_or_default() }).collect();
+            let (instance, gateway) = both(function, grant, flight, &moves, peer);
             for mut bytes in instance {
                 let at = at.index(bytes.len());
                 bytes[at] = value;
@@ -400,22 +475,26 @@ mod tests {
         }
     }
 
-    fn sample() -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
-        let function = "hello".parse().unwrap();
-        let berth = Berth { to: WorkerId(1), instance: 2, worker: 3, places: 4 };
+    fn moved(payload: &[u8]) -> Move<'_> {
         let connection = Connection {
             id: 7,
             accepted_at_ns: 8,
             protocol: common::Protocol::Https,
-            purpose: Purpose::Serve(function),
+            purpose: Purpose::Serve("hello".parse().unwrap()),
             peer: None,
             local: None,
         };
+        Move { connection, peer: WorkerId(9), payload }
+    }
+
+    fn sample() -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
+        let function = "hello".parse().unwrap();
+        let berth = Berth { to: WorkerId(1), instance: 2, worker: 3, places: 4 };
         both(
             function,
             Grant { function, answer: GrantAnswer::Granted(berth) },
             Flight { peer: WorkerId(5), function, agreement: 6, from: Role::Responder, bytes: &[] },
-            Move { connection, peer: WorkerId(9), payload: &[] },
+            &[moved(b""), moved(b"payload")],
             WorkerId(10),
         )
     }
@@ -444,9 +523,44 @@ mod tests {
         let bytes = vec![0; FLIGHT_BYTES + 1];
         let flight = |bytes| {
             let flight = Flight { peer: WorkerId(5), function, agreement: 6, from: Role::Initiator, bytes };
-            from_instance(&InstanceMessage::Flight(flight))
+            from_instance(&Decoded::Said(InstanceMessage::Flight(flight)))
         };
         assert!(decode_instance_message(&flight(&bytes[1..])).is_ok());
         assert!(decode_instance_message(&flight(&bytes)).is_err());
+    }
+
+    #[test]
+    fn a_message_holds_so_many_moves_and_payload_bytes() {
+        let moves = |count, payload| vec![moved(payload); count];
+        assert_eq!(moves_in_a_message(&[]), 0);
+        assert_eq!(moves_in_a_message(&moves(MAX_MOVES + 1, &[])), MAX_MOVES);
+        let half = vec![0; PAYLOAD_BYTES / 2];
+        assert_eq!(moves_in_a_message(&moves(3, &half)), 2);
+        let longest = moves(2, &half);
+        let bytes = from_instance(&Decoded::Moves(longest.clone()));
+        assert_eq!(decode_instance_message(&bytes), Ok(Decoded::Moves(longest)));
+        assert!(bytes.len() <= LONGEST_MESSAGE_BYTES);
+
+        for count in [0, MAX_MOVES as u16 + 1] {
+            let mut bytes = Bytes::new();
+            put_header(&mut bytes, KIND_RETURN, count, 0);
+            assert_eq!(decode_instance_message(&bytes), Err(DecodeError::Count(count)));
+        }
+    }
+
+    #[test]
+    fn more_payload_than_a_message_holds_is_refused() {
+        let one = from_instance(&Decoded::Moves(vec![moved(&[])]));
+        let longer = |payload_bytes: usize| {
+            let mut bytes = one.clone();
+            let end = bytes.len();
+            bytes[end - 8..end - 4].copy_from_slice(&(payload_bytes as u32).to_le_bytes());
+            bytes.resize(end + payload_bytes, 0);
+            let length = bytes.len() as u32;
+            bytes[8..12].copy_from_slice(&length.to_le_bytes());
+            bytes
+        };
+        assert!(decode_instance_message(&longer(PAYLOAD_BYTES)).is_ok());
+        assert_eq!(decode_instance_message(&longer(PAYLOAD_BYTES + 1)), Err(DecodeError::Trailing(1)));
     }
 }

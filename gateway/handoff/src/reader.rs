@@ -27,6 +27,13 @@ impl<'a> Reader<'a> {
         if self.take::<N>()? == [0; N] { Ok(()) } else { Err(DecodeError::Padding) }
     }
 
+    pub(crate) fn bytes(&mut self, count: usize) -> Result<&'a [u8], DecodeError> {
+        let missing = count.saturating_sub(self.0.len());
+        let (bytes, rest) = self.0.split_at_checked(count).ok_or(DecodeError::Short { missing })?;
+        self.0 = rest;
+        Ok(bytes)
+    }
+
     /// All that is left, if that is no more than so much.
     pub(crate) fn rest(&mut self, bytes_max: usize) -> Result<&'a [u8], DecodeError> {
         match self.0.len().checked_sub(bytes_max) {

@@ -11,8 +11,9 @@ use std::{
 };
 
 use handoff::{
-    AllowedUids, DecodeError, Error, GatewayEnd, Greeting, InstanceEnd, MAX_BATCH, PoolListener,
-    ReceiveBuffer, Received, SendError, message, moving,
+    AllowedUids, DecodeError, Error, FromInstance, GatewayEnd, Greeting, InstanceEnd, MAX_BATCH, MAX_MOVES,
+    MessageBuffer, Move, PAYLOAD_BYTES, PoolListener, ReceiveBuffer, Received, SendError, WorkerId, message,
+    moving,
 };
 use rustix::{
     cmsg_space,
@@ -39,7 +40,7 @@ fn encoded(connections: usize) -> message::Bytes {
 }
 
 fn error(instance: &InstanceEnd) -> Error {
-    match instance.receive(&mut ReceiveBuffer::new()) {
+    match instance.receive(&mut ReceiveBuffer::default()) {
         Err(error) => error,
         Ok(_) => panic!("it was accepted"),
     }
@@ -56,7 +57,7 @@ fn a_full_batch_arrives_in_order_with_its_sockets() {
     drop(sockets);
     assert_eq!(status.taken(), 0);
 
-    let mut buffer = ReceiveBuffer::new();
+    let mut buffer = ReceiveBuffer::default();
     let Ok(Received::Connections(arrivals)) = instance.receive(&mut buffer) else { panic!("no connections") };
     let arrived: Vec<_> = arrivals.collect();
     assert_eq!(arrived.len(), MAX_BATCH);
@@ -80,7 +81,7 @@ fn connections_that_nobody_takes_out_are_closed() {
     let (mut clients, sockets) = clients(3);
     gateway.send(&[connection(1); 3], &borrowed(&sockets)).unwrap();
     drop(sockets);
-    let mut buffer = ReceiveBuffer::new();
+    let mut buffer = ReceiveBuffer::default();
     let Ok(Received::Connections(mut arrivals)) = instance.receive(&mut buffer) else { panic!() };
     let first = arrivals.next();
     drop(arrivals);
@@ -103,7 +104,7 @@ fn a_full_queue_gives_the_connections_back_and_recovers() {
     assert!(matches!(full, SendError::WouldBlock), "{full}");
     assert!(sent >= 256, "the default buffer must hold a window of one-connection messages, held {sent}");
 
-    let mut buffer = ReceiveBuffer::new();
+    let mut buffer = ReceiveBuffer::default();
     let mut received = 0;
     while let Received::Connections(arrivals) = instance.receive(&mut buffer).unwrap() {
         for (record, _) in arrivals {
@@ -113,6 +114,78 @@ fn a_full_queue_gives_the_connections_back_and_recovers() {
     }
     assert_eq!((received, status.taken()), (sent, sent));
     assert!(gateway.send(&[connection(sent)], &[socket.as_fd()]).is_ok());
+}
+
+#[test]
+fn connections_that_move_arrive_in_order_with_their_sockets_and_payloads() {
+    let pool = Pool::new();
+    let (gateway, status, instance) = pool.connected();
+    let (mut clients, sockets) = clients(MAX_MOVES + 1);
+    // Each has another length, and all of a message's are as long as they may be.
+    let mut payloads: Vec<_> = (0..=MAX_MOVES).map(|index| vec![index as u8; index]).collect();
+    let others: usize = (1..MAX_MOVES).sum();
+    payloads[0] = vec![0; PAYLOAD_BYTES - others];
+    let moves: Vec<_> = (0u64..)
+        .zip(&payloads)
+        .map(|(id, payload)| Move { connection: connection(id), peer: WorkerId(id), payload })
+        .collect();
+
+    assert_eq!(instance.give_back(&moves, &borrowed(&sockets)).unwrap(), MAX_MOVES);
+    drop(sockets);
+    let mut buffer = MessageBuffer::default();
+    let Ok(FromInstance::Return(returned, sockets)) = gateway.receive(&mut buffer) else { panic!("nothing") };
+    assert_eq!(returned, moves[..MAX_MOVES]);
+    let sockets: Vec<_> = sockets.map(UnixStream::from).collect();
+
+    assert_eq!(gateway.send_moved(&returned, &borrowed(&sockets)).unwrap(), MAX_MOVES);
+    drop(sockets);
+    let mut buffer = ReceiveBuffer::default();
+    let Ok(Received::Moved(arrived, sockets)) = instance.receive(&mut buffer) else { panic!("nothing") };
+    assert_eq!(arrived, moves[..MAX_MOVES]);
+    assert_eq!(status.taken(), MAX_MOVES as u64);
+    for (index, socket) in sockets.enumerate() {
+        assert!(fcntl_getfd(&socket).unwrap().contains(FdFlags::CLOEXEC));
+        UnixStream::from(socket).write_all(&[index as u8]).unwrap();
+        let mut byte = [0];
+        std::io::Read::read_exact(&mut clients[index], &mut byte).unwrap();
+        assert_eq!(byte, [index as u8]);
+    }
+    assert!(clients.iter_mut().all(is_closed));
+}
+
+#[test]
+fn moves_without_their_sockets_or_with_others_are_refused_and_closed() {
+    let pool = Pool::new();
+    let (gateway, status, instance) = pool.connected();
+    let payload = b"luggage";
+    let moves = [1, 2].map(|id| Move { connection: connection(id), peer: WorkerId(id), payload });
+    let mut message = message::Bytes::new();
+    for (encode, to_gateway) in
+        [(moving::encode_return as fn(&[_], &mut _), true), (moving::encode_moved, false)]
+    {
+        encode(&moves, &mut message);
+        let bytes = [&message[..], payload, payload].concat();
+        for count in [0, 1, 3] {
+            let (mut clients, sockets) = clients(count);
+            let taken = status.taken();
+            let refused = if to_gateway {
+                send_raw(&instance, &bytes, &borrowed(&sockets));
+                drop(sockets);
+                gateway.receive(&mut MessageBuffer::default()).err()
+            } else {
+                send_raw(&gateway, &bytes, &borrowed(&sockets));
+                drop(sockets);
+                let refused = instance.receive(&mut ReceiveBuffer::default()).err();
+                assert_eq!(status.taken() - taken, count.max(2) as u64);
+                refused
+            };
+            assert!(
+                matches!(refused, Some(Error::Descriptors { expected: 2, got }) if got == count),
+                "{refused:?}"
+            );
+            assert!(clients.iter_mut().all(is_closed));
+        }
+    }
 }
 
 #[test]
@@ -127,7 +200,7 @@ fn either_end_notices_the_others_end() {
     let (gateway, status, instance) = pool.connected();
     gateway.send(&[connection(1)], &[socket.as_fd()]).unwrap();
     drop(gateway);
-    let mut buffer = ReceiveBuffer::new();
+    let mut buffer = ReceiveBuffer::default();
     assert!(matches!(instance.receive(&mut buffer), Ok(Received::Connections(_))));
     assert!(matches!(instance.receive(&mut buffer), Ok(Received::Closed)));
     assert_eq!(status.taken(), 1);
@@ -145,7 +218,7 @@ fn an_instance_that_stops_receiving_loses_nothing() {
     assert!(matches!(gateway.receive_hello(), Ok(Greeting::WouldBlock)), "it is still there");
     drop(sockets);
 
-    let mut buffer = ReceiveBuffer::new();
+    let mut buffer = ReceiveBuffer::default();
     let Ok(Received::Connections(arrivals)) = instance.receive(&mut buffer) else { panic!() };
     assert_eq!(arrivals.len(), 2);
     let kept: Vec<_> = arrivals.collect();

@@ -33,7 +33,7 @@ fn instance() {
     let connection = listener.accept(&AllowedUids::RootAndOwn).unwrap().unwrap();
     let hello = Hello { worker: 1, workers: 4, pid: std::process::id(), features: 0 };
     let end = InstanceEnd::greet(connection, &hello).unwrap();
-    let mut buffer = ReceiveBuffer::new();
+    let mut buffer = ReceiveBuffer::default();
     wait_readable(std::os::fd::AsFd::as_fd(&end));
     let Ok(Received::Connections(arrivals)) = end.receive(&mut buffer) else { panic!("no connections") };
     let _kept: Vec<_> = arrivals.collect();

@@ -15,7 +15,7 @@ fn an_instance_without_free_descriptors_goes_on_when_it_has_some() {
     gateway.send(&[connection(1); 4], &borrowed(&sockets)).unwrap();
     drop(sockets);
 
-    let mut buffer = ReceiveBuffer::new();
+    let mut buffer = ReceiveBuffer::default();
     let limit = getrlimit(Resource::Nofile);
     // One below the next free number plus two: the kernel installs two of the four and reports truncation.
     let next_free = std::os::fd::AsRawFd::as_raw_fd(&instance.as_fd().try_clone_to_owned().unwrap()) as u64;

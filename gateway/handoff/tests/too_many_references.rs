@@ -33,7 +33,7 @@ fn descriptors_in_flight_are_bounded_per_user() {
     assert!(matches!(refused, SendError::TooManyReferences), "{refused}");
     assert_eq!(in_flight, 2 * MAX_BATCH, "one message may pass the limit, the next is refused");
 
-    let mut buffer = ReceiveBuffer::new();
+    let mut buffer = ReceiveBuffer::default();
     while let Ok(Received::Connections(_)) = instance.receive(&mut buffer) {}
     assert!(gateway.send(&batch, &descriptors).is_ok());
 }

@@ -20,16 +20,16 @@ impl Leases {
         }
     }
 
-    /// Uses one place; false if there is none.
-    pub fn spend(&mut self, to: WorkerId) -> bool {
-        let Some(index) = self.0.iter().position(|lease| lease.to == to) else { return false };
+    /// Uses so many places, or all there are; says how many it used.
+    pub fn spend(&mut self, to: WorkerId, places: u32) -> u32 {
+        let Some(index) = self.0.iter().position(|lease| lease.to == to) else { return 0 };
         let lease = &mut self.0[index];
-        let Some(left) = lease.places.checked_sub(1) else { return false };
-        lease.places = left;
-        if left == 0 && !lease.revoked {
+        let spent = places.min(lease.places);
+        lease.places -= spent;
+        if lease.places == 0 && !lease.revoked {
             self.0.swap_remove(index);
         }
-        true
+        spent
     }
 
     /// True when the holder has to be told.
@@ -67,11 +67,11 @@ mod tests {
         leases.add(A, 2);
         leases.add(B, 1);
         leases.add(A, 1);
-        for _ in 0..3 {
-            assert!(leases.spend(A));
-        }
-        assert!(!leases.spend(A) && !leases.holds(A));
-        assert!(leases.spend(B) && !leases.spend(B));
+        assert_eq!(leases.spend(A, 2), 2);
+        assert_eq!(leases.spend(A, 2), 1);
+        assert_eq!(leases.spend(A, 1), 0);
+        assert!(!leases.holds(A));
+        assert_eq!((leases.spend(B, 1), leases.spend(B, 1)), (1, 0));
     }
 
     #[test]
@@ -80,7 +80,7 @@ mod tests {
         leases.add(A, 2);
         assert!(leases.revoke(A) && !leases.revoke(A) && !leases.revoke(B));
         // What the holder sent before it was told.
-        assert!(leases.spend(A) && leases.spend(A) && !leases.spend(A));
+        assert_eq!(leases.spend(A, 3), 2);
         assert!(leases.holds(A));
         leases.end(A);
         assert!(!leases.holds(A));
@@ -92,6 +92,7 @@ mod tests {
         leases.add(A, 5);
         leases.add(B, 7);
         assert_eq!(leases.end_all(), [A, B]);
-        assert!(!leases.holds(A) && !leases.spend(B));
+        assert!(!leases.holds(A));
+        assert_eq!(leases.spend(B, 1), 0);
     }
 }

@@ -2,12 +2,15 @@
 use std::{
     collections::BTreeMap,
     os::fd::{AsFd, OwnedFd},
+    slice,
+    vec::Drain,
 };
 
+use arrayvec::ArrayVec;
 use common::{FunctionName, Protocol, Refusal};
 use handoff::{
     Berth, Connection, Flight, FromInstance, GatewayEnd, GatewayMessage, Grant, GrantAnswer, Hello,
-    InstanceMessage, Move, Purpose, Role, SendError, WorkerId,
+    InstanceMessage, MAX_MOVES, Move, Purpose, Role, SendError, WorkerId,
 };
 
 use super::{Instances, Ready, Source, worker::Worker};
@@ -52,6 +55,9 @@ impl MoveOutcome {
 /// Moves by source, target and outcome.
 pub type MoveCounts = BTreeMap<(FunctionName, FunctionName, MoveOutcome), u64>;
 
+/// The sockets of connections that move with one message.
+type Sockets = ArrayVec<OwnedFd, MAX_MOVES>;
+
 /// A message that waits for room in a worker's queue. All wait in one line, because luggage is opened in the order in
 /// which it was sealed.
 pub enum Waiting {
@@ -62,17 +68,15 @@ pub enum Waiting {
 }
 
 impl Waiting {
-    fn of(message: &GatewayMessage<'_>) -> Option<Self> {
-        Some(match message {
+    fn of(message: &GatewayMessage<'_>) -> Self {
+        match message {
             GatewayMessage::Grant(grant) => Self::Grant(*grant),
             GatewayMessage::Flight(flight) => {
                 let Flight { peer, function, agreement, from, bytes } = *flight;
                 Self::Flight { peer, function, agreement, from, bytes: bytes.into() }
             }
             GatewayMessage::Revoke(worker) => Self::Revoke(*worker),
-            // Its socket is needed as well.
-            GatewayMessage::Moved(_) => return None,
-        })
+        }
     }
 
     fn send(&self, end: &GatewayEnd) -> Result<(), SendError> {
@@ -83,7 +87,8 @@ impl Waiting {
                 end.say(&GatewayMessage::Flight(Flight { peer, function, agreement, from, bytes }))
             }
             Self::Moved { connection, peer, payload, socket } => {
-                end.send_moved(&Move { connection: *connection, peer: *peer, payload }, socket.as_fd())
+                let moved = Move { connection: *connection, peer: *peer, payload };
+                end.send_moved(&[moved], &[socket.as_fd()]).map(|_| ())
             }
             Self::Revoke(worker) => end.say(&GatewayMessage::Revoke(*worker)),
         }
@@ -109,7 +114,7 @@ impl Instances {
             let Some(worker) = self.worker(id) else { break };
             match worker.receive(&mut buffer) {
                 Ok(FromInstance::Message(message)) => self.answer(id, message),
-                Ok(FromInstance::Return(moved, socket)) => self.forward(id, &moved, socket),
+                Ok(FromInstance::Return(moves, sockets)) => self.forward(id, moves, sockets),
                 Ok(FromInstance::WouldBlock) => {
                     heard = Heard::All;
                     break;
@@ -150,8 +155,6 @@ impl Instances {
                 self.revoke(from);
                 self.end_if_drained(from);
             }
-            // `receive` gives it with its socket.
-            InstanceMessage::Return(_) => {}
         }
     }
 
@@ -184,91 +187,108 @@ impl Instances {
         }
     }
 
-    fn forward(&mut self, from: WorkerId, moved: &Move<'_>, socket: OwnedFd) {
-        let Purpose::Serve(function) = moved.connection.purpose else {
-            return tracing::error!("an instance gave a connection back that is for no function");
+    /// Passes on what one message gave back: neighbours that go to the same worker with one message again, in their order.
+    fn forward(&mut self, from: WorkerId, mut moves: Vec<Move<'_>>, mut sockets: Drain<'_, OwnedFd>) {
+        let goes_along = |one: &Move<'_>, next: &Move<'_>| {
+            (one.peer, one.connection.purpose) == (next.peer, next.connection.purpose)
         };
-        let to = moved.peer;
-        let reserved = self.worker(from).is_some_and(|source| source.leases.spend(to));
-        let outcome = if reserved {
-            self.pass_on(to, Move { peer: from, ..*moved }, function, socket)
-        } else {
-            MoveOutcome::Unreserved
-        };
-        // What an instance says is a name that counts only where there is such a function: nobody can make up more.
-        let exists = self.known.contains(&function) || self.function_of(to) == Some(function);
-        if exists && let Some(source) = self.function_of(from) {
-            *self.moves.entry((source, function, outcome)).or_default() += 1;
-        }
-    }
-
-    fn pass_on(
-        &mut self,
-        to: WorkerId,
-        moved: Move<'_>,
-        function: FunctionName,
-        socket: OwnedFd,
-    ) -> MoveOutcome {
-        match self.send_moved(to, &moved, socket) {
-            Ok(()) => MoveOutcome::Moved,
-            // Its state is sealed for the worker that is gone.
-            Err(_) if moved.connection.protocol == Protocol::Https => MoveOutcome::Lost,
-            Err(socket) => {
-                self.begin_round();
-                let other = self.pick(&function).and_then(|(slot, index)| {
-                    let worker = &self.slots[slot].as_ref()?.workers[index];
-                    (worker.hello.features & Hello::MOVES != 0).then(|| id_of(slot, worker.serial))
-                });
-                let socket = match other {
-                    Some(other) => match self.send_moved(other, &moved, socket) {
-                        Ok(()) => return MoveOutcome::Rerouted,
-                        Err(socket) => socket,
-                    },
-                    None => socket,
-                };
-                let purpose = Purpose::Refuse(Refusal::Unavailable);
-                let connection = Connection { purpose, ..moved.connection };
-                self.orphans.push(Ready { connection, socket, wait_until: None });
-                MoveOutcome::Refused
+        for moves in moves.chunk_by_mut(goes_along) {
+            let mut sockets: Sockets = sockets.by_ref().take(moves.len()).collect();
+            let (to, purpose) = (moves[0].peer, moves[0].connection.purpose);
+            let Purpose::Serve(function) = purpose else {
+                tracing::error!("an instance gave a connection back that is for no function");
+                continue;
+            };
+            let places =
+                self.worker(from).map_or(0, |source| source.leases.spend(to, moves.len() as u32)) as usize;
+            sockets.truncate(places);
+            let (moves, unreserved) = moves.split_at_mut(places);
+            self.count_moves(from, to, function, MoveOutcome::Unreserved, unreserved.len());
+            moves.iter_mut().for_each(|moved| moved.peer = from);
+            if self.send_moved(to, moves, &mut sockets) {
+                self.count_moves(from, to, function, MoveOutcome::Moved, moves.len());
+            }
+            for (moved, socket) in moves.iter().zip(sockets) {
+                let outcome = self.move_elsewhere(moved, function, socket);
+                self.count_moves(from, to, function, outcome, 1);
             }
         }
     }
 
-    /// Puts a connection into a worker's queue or behind those that wait for room there; gives the socket back if the
-    /// worker takes nothing more.
-    fn send_moved(&mut self, to: WorkerId, moved: &Move<'_>, socket: OwnedFd) -> Result<(), OwnedFd> {
-        let Some(worker) = self.worker(to) else { return Err(socket) };
+    fn count_moves(
+        &mut self,
+        from: WorkerId,
+        to: WorkerId,
+        function: FunctionName,
+        outcome: MoveOutcome,
+        count: usize,
+    ) {
+        if count == 0 {
+            return;
+        }
+        // What an instance says is a name that counts only where there is such a function: nobody can make up more.
+        let exists = self.known.contains(&function) || self.function_of(to) == Some(function);
+        if exists && let Some(source) = self.function_of(from) {
+            *self.moves.entry((source, function, outcome)).or_default() += count as u64;
+        }
+    }
+
+    /// What becomes of a connection whose target takes nothing more.
+    fn move_elsewhere(&mut self, moved: &Move<'_>, function: FunctionName, socket: OwnedFd) -> MoveOutcome {
+        // Its state is sealed for the worker that is gone.
+        if moved.connection.protocol == Protocol::Https {
+            return MoveOutcome::Lost;
+        }
+        self.begin_round();
+        let other = self.pick(&function).and_then(|(slot, index)| {
+            let worker = &self.slots[slot].as_ref()?.workers[index];
+            (worker.hello.features & Hello::MOVES != 0).then(|| id_of(slot, worker.serial))
+        });
+        let mut sockets = Sockets::from_iter([socket]);
+        if other.is_some_and(|other| self.send_moved(other, slice::from_ref(moved), &mut sockets)) {
+            return MoveOutcome::Rerouted;
+        }
+        let connection = Connection { purpose: Purpose::Refuse(Refusal::Unavailable), ..moved.connection };
+        let orphans = sockets.into_iter().map(|socket| Ready { connection, socket, wait_until: None });
+        self.orphans.extend(orphans);
+        MoveOutcome::Refused
+    }
+
+    /// Puts connections, no more than a message holds, into a worker's queue or behind those that wait for room there.
+    /// False if the worker takes nothing more; then the sockets stay where they are.
+    fn send_moved(&mut self, to: WorkerId, moves: &[Move<'_>], sockets: &mut Sockets) -> bool {
+        let Some(worker) = self.worker(to) else { return false };
         let sent = if worker.backlog.is_empty() {
-            worker.send_moved(moved, socket.as_fd())
+            let borrowed: ArrayVec<_, MAX_MOVES> = sockets.iter().map(AsFd::as_fd).collect();
+            worker.send_moved(moves, &borrowed)
         } else {
             Err(SendError::WouldBlock)
         };
         match sent {
-            Ok(()) => {
-                self.in_flight_estimate += 1;
-                self.spent.push(socket);
-                Ok(())
+            Ok(sent) => {
+                debug_assert_eq!(sent, moves.len());
+                self.in_flight_estimate += sent as u64;
+                self.spent.extend(sockets.drain(..));
+                true
             }
             Err(SendError::WouldBlock | SendError::TooManyReferences)
-                if worker.backlog.len() >= BACKLOG_MAX =>
+                if worker.backlog.len() + moves.len() > BACKLOG_MAX =>
             {
-                Err(socket)
+                false
             }
             Err(SendError::WouldBlock | SendError::TooManyReferences) => {
-                let Move { connection, peer, payload } = *moved;
-                worker.backlog.push_back(Waiting::Moved {
-                    connection,
-                    peer,
-                    payload: payload.into(),
-                    socket,
+                let waiting = moves.iter().zip(sockets.drain(..)).map(|(moved, socket)| {
+                    let Move { connection, peer, payload } = *moved;
+                    Waiting::Moved { connection, peer, payload: payload.into(), socket }
                 });
+                worker.backlog.extend(waiting);
                 self.poll_for_room();
-                Ok(())
+                true
             }
-            Err(SendError::Closed) => Err(socket),
+            Err(SendError::Closed) => false,
             Err(SendError::Io(error)) => {
-                tracing::warn!(%error, "can't pass a connection on");
-                Err(socket)
+                tracing::warn!(%error, "can't pass connections on");
+                false
             }
         }
     }
@@ -284,7 +304,7 @@ impl Instances {
                     match first.send(worker.end()) {
                         Ok(()) => {
                             if let Some(Waiting::Moved { socket, .. }) = worker.backlog.pop_front() {
-                                worker.count_sent();
+                                worker.count_sent(1);
                                 self.in_flight_estimate += 1;
                                 self.spent.push(socket);
                             }
@@ -354,7 +374,7 @@ impl Instances {
             Err(SendError::WouldBlock | SendError::TooManyReferences)
                 if worker.backlog.len() < BACKLOG_MAX =>
             {
-                worker.backlog.extend(Waiting::of(message));
+                worker.backlog.push_back(Waiting::of(message));
                 self.poll_for_room();
                 true
             }

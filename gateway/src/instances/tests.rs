@@ -126,7 +126,7 @@ async fn accept_all(listener: AsyncFd<PoolListener>, workers: u16, shared: Share
 }
 
 async fn receive_all(end: AsyncFd<InstanceEnd>, shared: Shared) {
-    let mut buffer = ReceiveBuffer::new();
+    let mut buffer = ReceiveBuffer::default();
     loop {
         tokio::select! {
             permit = shared.messages.acquire() => permit.unwrap().forget(),

@@ -160,19 +160,20 @@ impl Worker {
         result.map(|_| ())
     }
 
-    pub fn send_moved(&mut self, moved: &Move<'_>, socket: BorrowedFd<'_>) -> Result<(), SendError> {
-        let result = self.end.send_moved(moved, socket);
+    /// Sends what fits into one message, and says how much that was.
+    pub fn send_moved(&mut self, moves: &[Move<'_>], sockets: &[BorrowedFd<'_>]) -> Result<usize, SendError> {
+        let result = self.end.send_moved(moves, sockets);
         match &result {
-            Ok(()) => self.count_sent(),
+            Ok(sent) => self.count_sent(*sent as u64),
             Err(SendError::Closed) => self.state = State::Draining,
             Err(_) => self.fill(),
         }
         result
     }
 
-    pub fn count_sent(&mut self) {
-        self.sent += 1;
-        self.queued += 1;
+    pub fn count_sent(&mut self, sent: u64) {
+        self.sent += sent;
+        self.queued += sent;
     }
 
     pub fn end(&self) -> &GatewayEnd {

@@ -186,7 +186,7 @@ impl Connection {
                 }
                 Err(error) => End::Lost(error),
             },
-            Finish::Move(place) => return self.depart(place),
+            Finish::Move(place) => return self.depart(place).await,
         };
         if self.end(end).await {
             let Self { shared, stream, .. } = self;
@@ -217,7 +217,7 @@ impl Connection {
     }
 
     /// Takes the connection apart and sends it to its place.
-    fn depart(self, place: Place) {
+    async fn depart(self, place: Place) {
         let Self { origin, requests, protocol, .. } = self;
         let shared = Rc::clone(&self.shared);
         let home = self.home.as_deref().copied().unwrap_or(shared.identity.name);
@@ -234,7 +234,7 @@ impl Connection {
                 Err(error) => return tracing::warn!(id = origin.id, %error, "a session could not move"),
             },
         };
-        shared.mover.send(place, origin, protocol, &Luggage { home, requests, state }, socket);
+        shared.mover.send(place, origin, protocol, Luggage { home, requests, state }, socket).await;
     }
 
     /// Takes the connection apart between two requests, with its answers sent: what is left of it is its stream, and

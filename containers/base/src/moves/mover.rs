@@ -22,7 +22,7 @@ use super::{
     luggage::{Luggage, LuggageError},
     pairs::{Pairs, Peer},
     policy::Policy,
-    post::{Letter, Post},
+    post::{Departure, Letter, Post},
     sealing::OpenError,
     wait::Wait,
 };
@@ -195,7 +195,14 @@ impl Mover {
     }
 
     /// Sends a connection to its place. It is gone afterwards, whatever happens.
-    pub fn send(&self, place: Place, origin: Origin, protocol: Protocol, luggage: &Luggage, socket: Socket) {
+    pub async fn send(
+        &self,
+        place: Place,
+        origin: Origin,
+        protocol: Protocol,
+        luggage: Luggage,
+        socket: Socket,
+    ) {
         let peer = socket.known_peer();
         let packed = socket.leave().map_err(|error| error.to_string()).and_then(|socket| {
             let mut payload = luggage.encode().map_err(|error| error.to_string())?;
@@ -204,6 +211,7 @@ impl Mover {
             }
             Ok((payload, socket))
         });
+        drop(luggage);
         let Origin { id, accepted_at_ns } = origin;
         let (payload, socket) = match packed {
             Ok(packed) => packed,
@@ -214,7 +222,7 @@ impl Mover {
         let purpose = Purpose::Serve(place.function);
         let connection = Connection { id, accepted_at_ns, protocol, purpose, peer, local: None };
         let (gateway, peer) = place.take();
-        gateway.send(Letter::Return { connection, peer, payload, socket });
+        gateway.depart(Departure { connection, peer, payload, socket }).await;
     }
 
     fn seal(&self, place: &Place, luggage: &mut Zeroizing<Vec<u8>>, socket: &OwnedFd) -> Option<Vec<u8>> {

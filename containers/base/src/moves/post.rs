@@ -5,13 +5,20 @@
 use std::{
     cell::RefCell,
     collections::VecDeque,
+    future::poll_fn,
+    mem,
     os::fd::{AsFd, OwnedFd},
     rc::{Rc, Weak},
+    task::Poll,
     time::Duration,
 };
 
+use arrayvec::ArrayVec;
 use common::FunctionName;
-use handoff::{Connection, Flight, InstanceEnd, InstanceMessage, Move, Role, SendError, WorkerId};
+use handoff::{
+    Connection, Flight, InstanceEnd, InstanceMessage, MAX_MOVES, Move, PAYLOAD_BYTES, Role, SendError,
+    WorkerId,
+};
 use tokio::{task::spawn_local, time::sleep};
 use zeroize::Zeroizing;
 
@@ -30,27 +37,38 @@ pub enum Letter {
         from: Role,
         bytes: Vec<u8>,
     },
-    /// A connection that is given back; it is closed if nobody takes the letter.
-    Return {
-        connection: Connection,
-        peer: WorkerId,
-        payload: Zeroizing<Vec<u8>>,
-        socket: OwnedFd,
-    },
+    /// Connections that are given back with one message; they are closed if nobody takes the letter.
+    Return(Vec<Departure>),
     Revoked(WorkerId),
+}
+
+/// A connection that is given back.
+pub struct Departure {
+    pub connection: Connection,
+    pub peer: WorkerId,
+    pub payload: Zeroizing<Vec<u8>>,
+    pub socket: OwnedFd,
+}
+
+impl Departure {
+    fn message(&self) -> Move<'_> {
+        Move { connection: self.connection, peer: self.peer, payload: &self.payload }
+    }
 }
 
 pub struct Post {
     /// Tells this pool connection from all others that the worker has had.
     number: u32,
     end: Rc<Readable<InstanceEnd>>,
+    /// What leaves with the next message.
+    departing: RefCell<Vec<Departure>>,
     /// The first one is tried again and again.
     waiting: RefCell<VecDeque<Letter>>,
 }
 
 impl Post {
     pub fn new(number: u32, end: Rc<Readable<InstanceEnd>>) -> Self {
-        Self { number, end, waiting: RefCell::default() }
+        Self { number, end, departing: RefCell::default(), waiting: RefCell::default() }
     }
 
     pub fn number(&self) -> u32 {
@@ -62,6 +80,41 @@ impl Post {
     }
 
     pub fn send(self: &Rc<Self>, letter: Letter) {
+        self.send_departing();
+        self.put(letter);
+    }
+
+    /// Gives a connection back. Those that leave in one turn of the worker go with one message: the first one's task sends
+    /// it when all who have their turn now have had it.
+    pub async fn depart(self: &Rc<Self>, departure: Departure) {
+        if self.is_filled_by(&departure) {
+            self.send_departing();
+        }
+        let first = {
+            let mut departing = self.departing.borrow_mut();
+            departing.push(departure);
+            departing.len() == 1
+        };
+        if first {
+            end_of_turn().await;
+            self.send_departing();
+        }
+    }
+
+    fn is_filled_by(&self, departure: &Departure) -> bool {
+        let departing = self.departing.borrow();
+        let payload_bytes: usize = departing.iter().map(|departing| departing.payload.len()).sum();
+        departing.len() >= MAX_MOVES || payload_bytes + departure.payload.len() > PAYLOAD_BYTES
+    }
+
+    fn send_departing(self: &Rc<Self>) {
+        let departing = self.departing.take();
+        if !departing.is_empty() {
+            self.put(Letter::Return(departing));
+        }
+    }
+
+    fn put(self: &Rc<Self>, letter: Letter) {
         let mut waiting = self.waiting.borrow_mut();
         let first = waiting.is_empty();
         if first && self.is_done_with(&letter) {
@@ -79,8 +132,11 @@ impl Post {
             Ok(()) => true,
             Err(SendError::WouldBlock | SendError::TooManyReferences) => false,
             Err(error) => {
-                if let Letter::Return { connection, .. } = letter {
-                    tracing::warn!(id = connection.id, %error, "a connection could not move, and was closed");
+                if let Letter::Return(departures) = letter {
+                    for departure in departures {
+                        let id = departure.connection.id;
+                        tracing::warn!(id, %error, "a connection could not move, and was closed");
+                    }
                 }
                 true
             }
@@ -96,13 +152,30 @@ impl Letter {
                 let (peer, function, agreement, from) = (*peer, *function, *agreement, *from);
                 end.say(&InstanceMessage::Flight(Flight { peer, function, agreement, from, bytes }))
             }
-            Self::Return { connection, peer, payload, socket } => {
-                let moved = Move { connection: *connection, peer: *peer, payload };
-                end.give_back(&moved, socket.as_fd())
+            Self::Return(departures) => {
+                let moves: ArrayVec<_, MAX_MOVES> = departures.iter().map(Departure::message).collect();
+                let sockets: ArrayVec<_, MAX_MOVES> =
+                    departures.iter().map(|departure| departure.socket.as_fd()).collect();
+                let sent = end.give_back(&moves, &sockets)?;
+                debug_assert_eq!(sent, departures.len());
+                Ok(())
             }
             Self::Revoked(worker) => end.say(&InstanceMessage::Revoked(*worker)),
         }
     }
+}
+
+/// Goes on when the tasks that are ready now have run.
+async fn end_of_turn() {
+    let mut waited = false;
+    poll_fn(|cx| {
+        if mem::replace(&mut waited, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 /// Tries until all is sent or the pool connection is gone.
@@ -120,5 +193,111 @@ async fn deliver(post: Weak<Post>) {
         if waiting.is_empty() {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{os::unix::net::UnixStream, path::Path};
+
+    use common::Protocol;
+    use handoff::{
+        AllowedUids, FromInstance, GatewayEnd, Greeting, Hello, MessageBuffer, PoolListener, Purpose,
+    };
+    use socket2::{Domain, SockAddr, Socket, Type};
+    use tokio::task::LocalSet;
+
+    use super::*;
+
+    /// What arrived with one message: the connections' numbers, or that something else was said.
+    #[derive(Debug, PartialEq, Eq)]
+    enum Arrived {
+        Returned(Vec<u64>),
+        Said,
+    }
+
+    fn listener(path: &Path) -> PoolListener {
+        let socket = Socket::new(Domain::UNIX, Type::SEQPACKET, None).unwrap();
+        socket.bind(&SockAddr::unix(path).unwrap()).unwrap();
+        socket.listen(1).unwrap();
+        PoolListener::new(socket.into()).unwrap()
+    }
+
+    fn departure(id: u64, payload_bytes: usize) -> Departure {
+        let connection = Connection {
+            id,
+            accepted_at_ns: 0,
+            protocol: Protocol::Http,
+            purpose: Purpose::Serve("hello".parse().unwrap()),
+            peer: None,
+            local: None,
+        };
+        let (socket, _client) = UnixStream::pair().unwrap();
+        let payload = Zeroizing::new(vec![0; payload_bytes]);
+        Departure { connection, peer: WorkerId(1), payload, socket: socket.into() }
+    }
+
+    /// What the gateway sees of a worker that does this in one turn.
+    fn seen(turn: impl FnOnce(&Rc<Post>)) -> Vec<Arrived> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("echo.sock");
+        let listener = listener(&path);
+        let gateway = GatewayEnd::connect(&path).unwrap();
+        let connection = listener.accept(&AllowedUids::RootAndOwn).unwrap().unwrap();
+        let hello = Hello { worker: 0, workers: 1, pid: 1, features: Hello::MOVES };
+        let end = InstanceEnd::greet(connection, &hello).unwrap();
+        assert!(matches!(gateway.receive_hello(), Ok(Greeting::Hello(..))));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let tasks = LocalSet::new();
+        runtime.block_on(async {
+            let post = Rc::new(Post::new(0, Rc::new(Readable::new(end).unwrap())));
+            tasks.run_until(async { turn(&post) }).await;
+            tasks.await;
+        });
+        let mut buffer = MessageBuffer::default();
+        let mut arrived = Vec::new();
+        loop {
+            arrived.push(match gateway.receive(&mut buffer).unwrap() {
+                FromInstance::Return(moves, sockets) => {
+                    assert_eq!(moves.len(), sockets.len());
+                    Arrived::Returned(moves.iter().map(|moved| moved.connection.id).collect())
+                }
+                FromInstance::Message(_) => Arrived::Said,
+                FromInstance::WouldBlock | FromInstance::Closed => return arrived,
+            });
+        }
+    }
+
+    fn leave(post: &Rc<Post>, departure: Departure) {
+        let post = Rc::clone(post);
+        spawn_local(async move { post.depart(departure).await });
+    }
+
+    #[test]
+    fn what_leaves_in_one_turn_goes_with_one_message() {
+        let seen = seen(|post| (0..5).for_each(|id| leave(post, departure(id, 10))));
+        assert_eq!(seen, [Arrived::Returned(vec![0, 1, 2, 3, 4])]);
+    }
+
+    #[test]
+    fn a_message_that_is_full_goes_at_once() {
+        let count = MAX_MOVES as u64 + 2;
+        let many = seen(|post| (0..count).for_each(|id| leave(post, departure(id, 0))));
+        let full = MAX_MOVES as u64;
+        assert_eq!(many, [Arrived::Returned((0..full).collect()), Arrived::Returned(vec![full, full + 1])]);
+
+        let large = seen(|post| (0..3).for_each(|id| leave(post, departure(id, PAYLOAD_BYTES / 2))));
+        assert_eq!(large, [Arrived::Returned(vec![0, 1]), Arrived::Returned(vec![2])]);
+    }
+
+    #[test]
+    fn what_is_said_afterwards_arrives_afterwards() {
+        let seen = seen(|post| {
+            leave(post, departure(0, 0));
+            leave(post, departure(1, 0));
+            let post = Rc::clone(post);
+            spawn_local(async move { post.send(Letter::Revoked(WorkerId(1))) });
+        });
+        assert_eq!(seen, [Arrived::Returned(vec![0, 1]), Arrived::Said]);
     }
 }
