@@ -28,6 +28,7 @@ use crate::{
     instances::{Instances, Ready},
     listener,
     mode::{Chain, Sockmap},
+    moderation::Moderation,
     peek::{Look, Peek, Waiting},
     pending::{Accepted, Pending},
     readable::{OwnsDescriptor, readable, watch},
@@ -97,6 +98,7 @@ pub struct Gateway {
     descriptor_ceiling: RawFd,
     inquiries: mpsc::Receiver<Inquiry>,
     not_enrolled_was_said: bool,
+    moderation: Moderation,
     /// Until when what is under way may still arrive, once the gateway was told to stop.
     closes_at: Option<Instant>,
     next_id: u64,
@@ -136,6 +138,7 @@ impl Gateway {
             descriptor_ceiling: parts.descriptor_ceiling,
             inquiries: parts.inquiries,
             not_enrolled_was_said: false,
+            moderation: Moderation::new(Instant::now()),
             closes_at: None,
             next_id: 0,
             counters: Counters::default(),
@@ -160,8 +163,11 @@ impl Gateway {
                 Wake::Timer => self.expire(Instant::now()),
                 Wake::Inquiry(inquiry) => self.answer(inquiry),
             }
-            let more = self.accept_from_both();
+            let now = Instant::now();
+            let before = self.counters.accepted;
+            let more = self.accept_from_both(now);
             self.hand_over();
+            self.moderation.turn(now, self.counters.accepted - before);
             if self.is_done() {
                 break;
             }
@@ -256,22 +262,22 @@ impl Gateway {
 
     /// Accepts in every turn, whatever it was for, and from both listeners, so that no event and no flood of one port
     /// keeps the other waiting. A listener that isn't ready costs nothing. True when there may be more.
-    fn accept_from_both(&mut self) -> bool {
+    fn accept_from_both(&mut self, now: Instant) -> bool {
         let (first, second) = match self.first {
             Protocol::Http => (Protocol::Http, Protocol::Https),
             Protocol::Https => (Protocol::Https, Protocol::Http),
         };
         self.first = second;
-        let more = self.accept(first);
-        self.accept(second) || more
+        let more = self.accept(first, now);
+        self.accept(second, now) || more
     }
 
     /// True when it took a whole batch.
-    fn accept(&mut self, protocol: Protocol) -> bool {
+    fn accept(&mut self, protocol: Protocol, now: Instant) -> bool {
         if self.paused_until.is_some() {
             return false;
         }
-        let (now, now_ns) = (Instant::now(), monotonic_ns());
+        let now_ns = monotonic_ns();
         for _ in 0..ACCEPT_BATCH {
             let listener = match protocol {
                 Protocol::Http => &self.http,

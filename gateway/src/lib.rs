@@ -11,6 +11,7 @@ pub mod kernel;
 pub mod listener;
 pub mod logs;
 pub mod mode;
+pub mod moderation;
 pub mod peek;
 pub mod pending;
 pub mod readable;

@@ -48,4 +48,5 @@ mod restarts;
 mod routing;
 mod segmentation;
 mod status;
+mod turns;
 mod waiting;
