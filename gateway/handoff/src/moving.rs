@@ -450,8 +450,8 @@ mod tests {
         ) {
             let peer = WorkerId(peer);
             let flight = Flight { peer, function, agreement, from, bytes: &payload };
-            let moves: Vec<_> =
-                (0..count).map(|skipped| Move { connection, peer, payload: payload.get(skipped..).unwrap_or_default() }).collect();
+            let payloads = (0..count).map(|skipped| payload.get(skipped..).unwrap_or_default());
+            let moves: Vec<_> = payloads.map(|payload| Move { connection, peer, payload }).collect();
             let (instance, gateway) = both(function, grant, flight, &moves, peer);
             for mut bytes in instance {
                 let at = at.index(bytes.len());

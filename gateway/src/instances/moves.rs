@@ -22,7 +22,8 @@ const PLACES: u32 = 64;
 /// all that travels with a connection.
 const BACKLOG_MAX: usize = 256;
 
-/// Messages of one pool connection in one turn, so that none keeps the others waiting.
+/// Connections and other messages that are taken from one pool connection in one turn, so that none keeps the others
+/// waiting.
 const TURN: usize = 64;
 
 /// How a move ended, as far as the gateway sees it.
@@ -110,11 +111,18 @@ impl Instances {
     pub(super) fn hear(&mut self, id: WorkerId) -> Heard {
         let mut buffer = self.message.take().unwrap_or_default();
         let mut heard = Heard::More;
-        for _ in 0..TURN {
+        let mut taken = 0;
+        while taken < TURN {
             let Some(worker) = self.worker(id) else { break };
             match worker.receive(&mut buffer) {
-                Ok(FromInstance::Message(message)) => self.answer(id, message),
-                Ok(FromInstance::Return(moves, sockets)) => self.forward(id, moves, sockets),
+                Ok(FromInstance::Message(message)) => {
+                    taken += 1;
+                    self.answer(id, message);
+                }
+                Ok(FromInstance::Return(moves, sockets)) => {
+                    taken += moves.len();
+                    self.forward(id, moves, sockets);
+                }
                 Ok(FromInstance::WouldBlock) => {
                     heard = Heard::All;
                     break;
@@ -123,8 +131,11 @@ impl Instances {
                     heard = Heard::Ended;
                     break;
                 }
-                // The descriptor of one message is lost, the next one may fit again.
-                Err(error @ handoff::Error::OutOfDescriptors { .. }) => tracing::error!(%error),
+                // The descriptors of one message are lost, the next one may fit again.
+                Err(error @ handoff::Error::OutOfDescriptors { .. }) => {
+                    taken += 1;
+                    tracing::error!(%error);
+                }
                 Err(error) => {
                     heard = Heard::Failed(error);
                     break;

@@ -12,7 +12,7 @@ use std::{
 };
 
 use common::{Protocol, Refusal};
-use handoff::{AllowedUids, Hello, InstanceEnd, PoolListener, ReceiveBuffer, Received, message};
+use handoff::{AllowedUids, Hello, InstanceEnd, PoolListener, Purpose, ReceiveBuffer, Received, message};
 use nix::{
     fcntl::{FcntlArg, SealFlag, fcntl},
     sys::{
