@@ -18,8 +18,12 @@ const BUSY: u32 = 500;
 /// Connections in a turn that are worth waiting for.
 const WORTHWHILE: u32 = 3;
 
+/// Connections in a prompt turn that promise more in a patient one.
+const PROMISING: u32 = 2;
+
 /// How long waiting isn't tried again when it was no use: a single client that waits for each answer, for example, has
-/// nothing more to send in the meantime. Each failure in a row doubles it.
+/// nothing more to send in the meantime. Each failure in a row doubles it, which holds for as long as turns promise
+/// nothing else.
 const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(16);
 
@@ -60,7 +64,7 @@ struct Choice {
     since: Instant,
     turns: u64,
     connections: u64,
-    prompt_until: Instant,
+    failed_at: Option<Instant>,
     pause: Duration,
 }
 
@@ -71,7 +75,7 @@ impl Choice {
             since: now,
             turns: 0,
             connections: 0,
-            prompt_until: now,
+            failed_at: None,
             pause: SHORTEST_PAUSE,
         }
     }
@@ -97,11 +101,15 @@ impl Choice {
 
     fn judge(&mut self, now: Instant, watched: Duration) -> Manner {
         let is_busy = |count: u64| u128::from(count) * 1000 >= u128::from(BUSY) * watched.as_millis();
+        let brings = |connections: u32| self.connections >= self.turns * u64::from(connections);
         match self.manner {
-            Manner::Prompt if is_busy(self.turns) && now >= self.prompt_until => Manner::Patient,
-            Manner::Prompt => Manner::Prompt,
-            Manner::Patient if self.connections < self.turns * u64::from(WORTHWHILE) => {
-                self.prompt_until = now + self.pause;
+            Manner::Prompt => {
+                let pause = if brings(PROMISING) { SHORTEST_PAUSE } else { self.pause };
+                let is_over = self.failed_at.is_none_or(|failed_at| now.duration_since(failed_at) >= pause);
+                if is_over && is_busy(self.turns) { Manner::Patient } else { Manner::Prompt }
+            }
+            Manner::Patient if !brings(WORTHWHILE) => {
+                self.failed_at = Some(now);
                 self.pause = LONGEST_PAUSE.min(self.pause * 2);
                 Manner::Prompt
             }
@@ -186,10 +194,10 @@ mod tests {
     }
 
     #[test]
-    fn a_success_lets_it_be_tried_soon_again() {
+    fn when_more_comes_it_is_tried_soon_again() {
         let mut changing = Loop::new();
         changing.runs(1000, 1, Duration::from_secs(40));
-        assert_eq!(changing.runs(1000, 8, Duration::from_secs(20)), Manner::Patient);
+        assert_eq!(changing.runs(1000, 3, SHORTEST_PAUSE + WINDOW * 2), Manner::Patient);
         assert_eq!(changing.runs(1000, 1, WINDOW * 2), Manner::Prompt);
         assert_eq!(changing.runs(1000, 8, SHORTEST_PAUSE + WINDOW * 2), Manner::Patient);
     }

@@ -412,3 +412,6 @@ impl Instances {
 pub fn id_of(slot: usize, serial: u32) -> WorkerId {
     WorkerId(Source::Pool { slot: slot as u32, serial }.key())
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,190 @@
+//! What becomes of connections that workers give back, against workers that speak the real wire.
+use std::{
+    io::Read,
+    os::unix::net::UnixStream,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use handoff::{AllowedUids, InstanceEnd, PoolListener, ReceiveBuffer, Received};
+use socket2::{Domain, SockAddr, Socket, Type};
+use tempfile::TempDir;
+use tokio::time::timeout;
+
+use super::*;
+
+/// Ends a test that waits for what will not come.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long one turn waits for an event.
+const TURN_TIME: Duration = Duration::from_millis(5);
+
+struct Gateway {
+    instances: Instances,
+    directory: TempDir,
+}
+
+impl Gateway {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let mut instances = Instances::new(directory.path()).unwrap();
+        instances.set_known(["a", "b", "c"].map(name));
+        Self { instances, directory }
+    }
+
+    /// A function of one instance with one worker.
+    async fn worker(&mut self, function: &str) -> InstanceEnd {
+        let listener = listen(&self.directory.path().join(format!("{function}.sock")));
+        let connection = self.until(|_| listener.accept(&AllowedUids::RootAndOwn).unwrap()).await;
+        let hello = Hello { worker: 0, workers: 1, pid: 1, features: Hello::MOVES };
+        let end = InstanceEnd::greet(connection, &hello).unwrap();
+        self.until(|instances| (instances.workers(&name(function)) == 1).then_some(())).await;
+        end
+    }
+
+    /// Takes turns until something is so.
+    async fn until<T>(&mut self, mut found: impl FnMut(&mut Instances) -> Option<T>) -> T {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            if let Some(found) = found(&mut self.instances) {
+                return found;
+            }
+            assert!(Instant::now() < end, "it did not come to that");
+            let _ = timeout(TURN_TIME, self.instances.changed()).await;
+        }
+    }
+
+    /// Asks where connections for a function may go.
+    async fn berth(&mut self, source: &InstanceEnd, function: &str) -> Berth {
+        source.say(&InstanceMessage::Ask(name(function))).unwrap();
+        let mut buffer = ReceiveBuffer::default();
+        self.until(|_| match source.receive(&mut buffer).unwrap() {
+            Received::Message(GatewayMessage::Grant(grant)) => match grant.answer {
+                GrantAnswer::Granted(berth) => Some(berth),
+                refused => panic!("{refused:?}"),
+            },
+            Received::WouldBlock => None,
+            _ => panic!("something else came"),
+        })
+        .await
+    }
+
+    /// The next message of connections: their numbers and what came with them.
+    async fn arrival(&mut self, target: &InstanceEnd) -> Vec<(u64, Vec<u8>)> {
+        let mut buffer = ReceiveBuffer::default();
+        self.until(|_| match target.receive(&mut buffer).unwrap() {
+            Received::Moved(moves, sockets) => {
+                assert_eq!(moves.len(), sockets.len());
+                Some(moves.iter().map(|moved| (moved.connection.id, moved.payload.to_vec())).collect())
+            }
+            Received::WouldBlock => None,
+            _ => panic!("something else came"),
+        })
+        .await
+    }
+
+    /// Waits until so many moves have ended, and says how.
+    async fn outcomes(&mut self, from: &str, to: &str, count: u64) -> Vec<(MoveOutcome, u64)> {
+        let (from, to) = (name(from), name(to));
+        self.until(|instances| {
+            let counts = instances.moves().iter();
+            let outcomes: Vec<_> = counts
+                .filter(|((source, target, _), _)| (*source, *target) == (from, to))
+                .map(|((_, _, outcome), count)| (*outcome, *count))
+                .collect();
+            (outcomes.iter().map(|(_, count)| count).sum::<u64>() == count).then_some(outcomes)
+        })
+        .await
+    }
+}
+
+fn name(function: &str) -> FunctionName {
+    function.parse().unwrap()
+}
+
+fn listen(path: &Path) -> PoolListener {
+    let socket = Socket::new(Domain::UNIX, Type::SEQPACKET.nonblocking(), None).unwrap();
+    socket.bind(&SockAddr::unix(path).unwrap()).unwrap();
+    socket.listen(4).unwrap();
+    PoolListener::new(socket.into()).unwrap()
+}
+
+/// Gives connections back, each for a function and a worker, numbered from 0; says who their clients are.
+fn give_back(source: &InstanceEnd, protocol: Protocol, targets: &[(&str, Berth)]) -> Vec<UnixStream> {
+    let (clients, sockets): (Vec<_>, Vec<_>) = targets.iter().map(|_| UnixStream::pair().unwrap()).unzip();
+    let payloads: Vec<_> = (0..targets.len()).map(|id| vec![id as u8; id]).collect();
+    let moves: Vec<_> = (0u64..)
+        .zip(targets)
+        .zip(&payloads)
+        .map(|((id, (function, berth)), payload)| {
+            let purpose = Purpose::Serve(name(function));
+            let connection = Connection { id, accepted_at_ns: 0, protocol, purpose, peer: None, local: None };
+            Move { connection, peer: berth.to, payload }
+        })
+        .collect();
+    let descriptors: Vec<_> = sockets.iter().map(AsFd::as_fd).collect();
+    assert_eq!(source.give_back(&moves, &descriptors).unwrap(), targets.len());
+    clients
+}
+
+fn is_closed(client: &mut UnixStream) -> bool {
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    matches!(client.read(&mut [0]), Ok(0))
+}
+
+#[tokio::test]
+async fn what_came_with_one_message_goes_on_with_one_to_each_worker() {
+    let mut gateway = Gateway::new();
+    let (a, b, c) = (gateway.worker("a").await, gateway.worker("b").await, gateway.worker("c").await);
+    let to_b = ("b", gateway.berth(&a, "b").await);
+    let to_c = ("c", gateway.berth(&a, "c").await);
+    let _clients = give_back(&a, Protocol::Https, &[to_b, to_b, to_c, to_b]);
+    assert_eq!(gateway.arrival(&b).await, [(0, vec![]), (1, vec![1])]);
+    assert_eq!(gateway.arrival(&c).await, [(2, vec![2, 2])]);
+    assert_eq!(gateway.arrival(&b).await, [(3, vec![3, 3, 3])]);
+    assert_eq!(gateway.outcomes("a", "b", 3).await, [(MoveOutcome::Moved, 3)]);
+    assert_eq!(gateway.instances.in_flight(), 0);
+}
+
+#[tokio::test]
+async fn of_one_message_what_has_a_place_goes_on_and_the_rest_is_closed() {
+    let mut gateway = Gateway::new();
+    let (a, b) = (gateway.worker("a").await, gateway.worker("b").await);
+    let berth = gateway.berth(&a, "b").await;
+    let mut left = berth.places as usize;
+    let mut clients = Vec::new();
+    while left > MAX_MOVES / 2 {
+        let count = MAX_MOVES.min(left - 1);
+        clients.extend(give_back(&a, Protocol::Http, &vec![("b", berth); count]));
+        assert_eq!(gateway.arrival(&b).await.len(), count);
+        left -= count;
+    }
+    let mut last = give_back(&a, Protocol::Http, &vec![("b", berth); left + 2]);
+    assert_eq!(gateway.arrival(&b).await.len(), left);
+    let moved = u64::from(berth.places);
+    let outcomes = gateway.outcomes("a", "b", moved + 2).await;
+    assert_eq!(outcomes, [(MoveOutcome::Moved, moved), (MoveOutcome::Unreserved, 2)]);
+    assert!(last[left..].iter_mut().all(is_closed));
+}
+
+#[tokio::test]
+async fn when_the_worker_is_gone_each_connection_of_a_message_has_its_own_end() {
+    for (protocol, outcome) in [(Protocol::Http, MoveOutcome::Refused), (Protocol::Https, MoveOutcome::Lost)]
+    {
+        let mut gateway = Gateway::new();
+        let (a, b) = (gateway.worker("a").await, gateway.worker("b").await);
+        let berth = gateway.berth(&a, "b").await;
+        drop(b);
+        let mut clients = give_back(&a, protocol, &[("b", berth); 3]);
+        assert_eq!(gateway.outcomes("a", "b", 3).await, [(outcome, 3)]);
+        let orphans: Vec<_> = gateway.instances.take_orphans().collect();
+        if protocol == Protocol::Http {
+            assert_eq!(orphans.len(), 3);
+            for orphan in &orphans {
+                assert_eq!(orphan.connection.purpose, Purpose::Refuse(Refusal::Unavailable));
+            }
+        } else {
+            assert!(orphans.is_empty() && clients.iter_mut().all(is_closed));
+        }
+    }
+}
