@@ -340,7 +340,7 @@ where
                         self.worker.publish();
                         self.worker.tick();
                     }
-                    Ok(Received::Message(message)) => self.listen(&message),
+                    Ok(Received::Message(message)) => self.hear(&message),
                     Ok(Received::WouldBlock) => {
                         ready.clear_ready();
                         break;
@@ -357,7 +357,7 @@ where
         }
     }
 
-    fn listen(&self, message: &GatewayMessage<'_>) {
+    fn hear(&self, message: &GatewayMessage<'_>) {
         let Self { post, worker, .. } = self;
         match message {
             GatewayMessage::Grant(grant) => worker.mover.granted(post, grant),

@@ -139,14 +139,14 @@ impl GatewayEnd {
     pub fn receive<'a>(&self, buffer: &'a mut MessageBuffer) -> Result<FromInstance<'a>, Error> {
         let MessageBuffer { bytes, descriptors } = buffer;
         descriptors.clear();
-        let (length, complete) = match receive(self.socket.as_fd(), bytes, |fd| descriptors.push(fd)) {
-            Ok(Datagram::Message { length, complete }) => (length, complete),
-            Ok(Datagram::WouldBlock) => return Ok(FromInstance::WouldBlock),
-            Ok(Datagram::Closed) => return Ok(FromInstance::Closed),
-            Err(error) => {
-                descriptors.clear();
-                return Err(error);
-            }
+        let received = receive(self.socket.as_fd(), bytes, |fd| descriptors.push(fd));
+        let Ok(Datagram::Message { length, complete }) = received else {
+            // An empty message may have had some.
+            descriptors.clear();
+            return received.map(|datagram| match datagram {
+                Datagram::WouldBlock => FromInstance::WouldBlock,
+                _ => FromInstance::Closed,
+            });
         };
         Ok(match judge(decode_instance_message(&bytes[..length]), descriptors, complete)? {
             Decoded::Moves(moves) => FromInstance::Return(moves, descriptors.drain(..)),
@@ -274,11 +274,10 @@ impl InstanceEnd {
         let (length, complete) = match received {
             Ok(Datagram::Message { length, complete }) => (length, complete),
             Ok(Datagram::WouldBlock) => return Ok(Received::WouldBlock),
-            Ok(Datagram::Closed) => return Ok(Received::Closed),
-            Err(error) => {
+            unusable => {
                 self.status.add_taken(descriptors.len());
                 descriptors.clear();
-                return Err(error);
+                return unusable.map(|_| Received::Closed);
             }
         };
         let message = &bytes[..length];

@@ -189,6 +189,22 @@ fn moves_without_their_sockets_or_with_others_are_refused_and_closed() {
 }
 
 #[test]
+fn what_comes_with_an_empty_message_is_closed_at_once() {
+    let pool = Pool::new();
+    let (gateway, status, instance) = pool.connected();
+    let (mut clients, sockets) = clients(2);
+    let mut buffer = MessageBuffer::default();
+    send_raw(&instance, &[], &borrowed(&sockets[..1]));
+    assert!(matches!(gateway.receive(&mut buffer), Ok(FromInstance::Closed)));
+    let mut buffer = ReceiveBuffer::default();
+    send_raw(&gateway, &[], &borrowed(&sockets[1..]));
+    assert!(matches!(instance.receive(&mut buffer), Ok(Received::Closed)));
+    drop(sockets);
+    assert!(clients.iter_mut().all(is_closed));
+    assert_eq!(status.taken(), 1);
+}
+
+#[test]
 fn either_end_notices_the_others_end() {
     let pool = Pool::new();
     let (gateway, _status, instance) = pool.connected();

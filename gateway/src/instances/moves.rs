@@ -19,7 +19,7 @@ use super::{Instances, Ready, Source, worker::Worker};
 const PLACES: u32 = 64;
 
 /// Messages that wait for room in one worker's queue: as much as the queue itself holds. Each may hold a descriptor and
-/// all that travels with a connection.
+/// all that travels with a connection. What came together is not torn apart at the limit.
 const BACKLOG_MAX: usize = 256;
 
 /// Connections and other messages that are taken from one pool connection in one turn, so that none keeps the others
@@ -283,7 +283,7 @@ impl Instances {
                 true
             }
             Err(SendError::WouldBlock | SendError::TooManyReferences)
-                if worker.backlog.len() + moves.len() > BACKLOG_MAX =>
+                if worker.backlog.len() >= BACKLOG_MAX =>
             {
                 false
             }

@@ -34,12 +34,12 @@ use tokio::{
 use super::*;
 
 /// Ends a test that waits for what will not come.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
 type Batch = Vec<(Connection, OwnedFd)>;
 
 /// What a supervisor keeps while instances come and go.
-struct Socket {
+pub(super) struct Socket {
     listener: OwnedFd,
     path: PathBuf,
 }
@@ -54,7 +54,7 @@ impl Socket {
         Self { listener, path }
     }
 
-    fn listener(&self) -> PoolListener {
+    pub(super) fn listener(&self) -> PoolListener {
         PoolListener::new(self.listener.try_clone().unwrap()).unwrap()
     }
 
@@ -148,33 +148,43 @@ async fn receive_all(end: AsyncFd<InstanceEnd>, shared: Shared) {
     }
 }
 
-struct Gateway {
-    instances: Instances,
+pub(super) struct Gateway {
+    pub(super) instances: Instances,
     directory: TempDir,
 }
 
 impl Gateway {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         Self { instances: Instances::new(directory.path()).unwrap(), directory }
     }
 
-    fn socket(&self, name: &str) -> Socket {
+    pub(super) fn socket(&self, name: &str) -> Socket {
         Socket::new(self.directory.path(), name)
     }
 
     /// Goes on until the instances are as they should be.
     async fn until(&mut self, what: &str, done: impl Fn(&Instances) -> bool) {
-        let reached = async {
-            while !done(&self.instances) {
-                // `changed` completes for what is useful to connections; everything else needs turns of its own.
-                let _ = timeout(Duration::from_millis(5), self.instances.changed()).await;
-            }
-        };
-        assert!(timeout(PATIENCE, reached).await.is_ok(), "{what} did not happen");
+        self.find(what, |instances| done(instances).then_some(())).await;
     }
 
-    async fn until_workers(&mut self, function: &str, workers: usize) {
+    /// Goes on until something is there.
+    pub(super) async fn find<T>(&mut self, what: &str, mut find: impl FnMut(&Instances) -> Option<T>) -> T {
+        let search = async {
+            loop {
+                match find(&self.instances) {
+                    Some(found) => break found,
+                    // `changed` completes for what is useful to connections; everything else needs turns of its own.
+                    None => {
+                        let _ = timeout(Duration::from_millis(5), self.instances.changed()).await;
+                    }
+                }
+            }
+        };
+        timeout(PATIENCE, search).await.unwrap_or_else(|_| panic!("{what} did not happen"))
+    }
+
+    pub(super) async fn until_workers(&mut self, function: &str, workers: usize) {
         let function = function.parse().unwrap();
         self.until(&format!("{workers} workers"), |instances| instances.workers(&function) == workers).await;
     }

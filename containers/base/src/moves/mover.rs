@@ -211,6 +211,7 @@ impl Mover {
             }
             Ok((payload, socket))
         });
+        // A session's keys are not kept in the clear while the message waits.
         drop(luggage);
         let Origin { id, accepted_at_ns } = origin;
         let (payload, socket) = match packed {

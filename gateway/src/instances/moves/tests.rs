@@ -1,64 +1,36 @@
 //! What becomes of connections that workers give back, against workers that speak the real wire.
-use std::{
-    io::Read,
-    os::unix::net::UnixStream,
-    path::Path,
-    time::{Duration, Instant},
+use std::{io::Read, os::unix::net::UnixStream};
+
+use handoff::{AllowedUids, InstanceEnd, ReceiveBuffer, Received};
+
+use super::{
+    super::tests::{Gateway, PATIENCE},
+    *,
 };
 
-use handoff::{AllowedUids, InstanceEnd, PoolListener, ReceiveBuffer, Received};
-use socket2::{Domain, SockAddr, Socket, Type};
-use tempfile::TempDir;
-use tokio::time::timeout;
-
-use super::*;
-
-/// Ends a test that waits for what will not come.
-const PATIENCE: Duration = Duration::from_secs(20);
-
-/// How long one turn waits for an event.
-const TURN_TIME: Duration = Duration::from_millis(5);
-
-struct Gateway {
-    instances: Instances,
-    directory: TempDir,
-}
-
 impl Gateway {
-    fn new() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let mut instances = Instances::new(directory.path()).unwrap();
-        instances.set_known(["a", "b", "c"].map(name));
-        Self { instances, directory }
+    fn with_functions() -> Self {
+        let mut gateway = Self::new();
+        gateway.instances.set_known(["a", "b", "c"].map(name));
+        gateway
     }
 
     /// A function of one instance with one worker.
     async fn worker(&mut self, function: &str) -> InstanceEnd {
-        let listener = listen(&self.directory.path().join(format!("{function}.sock")));
-        let connection = self.until(|_| listener.accept(&AllowedUids::RootAndOwn).unwrap()).await;
+        let listener = self.socket(&format!("{function}.sock")).listener();
+        let accept = |_: &Instances| listener.accept(&AllowedUids::RootAndOwn).unwrap();
+        let connection = self.find("a pool connection", accept).await;
         let hello = Hello { worker: 0, workers: 1, pid: 1, features: Hello::MOVES };
         let end = InstanceEnd::greet(connection, &hello).unwrap();
-        self.until(|instances| (instances.workers(&name(function)) == 1).then_some(())).await;
+        self.until_workers(function, 1).await;
         end
-    }
-
-    /// Takes turns until something is so.
-    async fn until<T>(&mut self, mut found: impl FnMut(&mut Instances) -> Option<T>) -> T {
-        let end = Instant::now() + PATIENCE;
-        loop {
-            if let Some(found) = found(&mut self.instances) {
-                return found;
-            }
-            assert!(Instant::now() < end, "it did not come to that");
-            let _ = timeout(TURN_TIME, self.instances.changed()).await;
-        }
     }
 
     /// Asks where connections for a function may go.
     async fn berth(&mut self, source: &InstanceEnd, function: &str) -> Berth {
         source.say(&InstanceMessage::Ask(name(function))).unwrap();
         let mut buffer = ReceiveBuffer::default();
-        self.until(|_| match source.receive(&mut buffer).unwrap() {
+        self.find("a grant", |_| match source.receive(&mut buffer).unwrap() {
             Received::Message(GatewayMessage::Grant(grant)) => match grant.answer {
                 GrantAnswer::Granted(berth) => Some(berth),
                 refused => panic!("{refused:?}"),
@@ -72,7 +44,7 @@ impl Gateway {
     /// The next message of connections: their numbers and what came with them.
     async fn arrival(&mut self, target: &InstanceEnd) -> Vec<(u64, Vec<u8>)> {
         let mut buffer = ReceiveBuffer::default();
-        self.until(|_| match target.receive(&mut buffer).unwrap() {
+        self.find("an arrival", |_| match target.receive(&mut buffer).unwrap() {
             Received::Moved(moves, sockets) => {
                 assert_eq!(moves.len(), sockets.len());
                 Some(moves.iter().map(|moved| (moved.connection.id, moved.payload.to_vec())).collect())
@@ -86,7 +58,7 @@ impl Gateway {
     /// Waits until so many moves have ended, and says how.
     async fn outcomes(&mut self, from: &str, to: &str, count: u64) -> Vec<(MoveOutcome, u64)> {
         let (from, to) = (name(from), name(to));
-        self.until(|instances| {
+        self.find("the moves' end", |instances| {
             let counts = instances.moves().iter();
             let outcomes: Vec<_> = counts
                 .filter(|((source, target, _), _)| (*source, *target) == (from, to))
@@ -100,13 +72,6 @@ impl Gateway {
 
 fn name(function: &str) -> FunctionName {
     function.parse().unwrap()
-}
-
-fn listen(path: &Path) -> PoolListener {
-    let socket = Socket::new(Domain::UNIX, Type::SEQPACKET.nonblocking(), None).unwrap();
-    socket.bind(&SockAddr::unix(path).unwrap()).unwrap();
-    socket.listen(4).unwrap();
-    PoolListener::new(socket.into()).unwrap()
 }
 
 /// Gives connections back, each for a function and a worker, numbered from 0; says who their clients are.
@@ -134,7 +99,7 @@ fn is_closed(client: &mut UnixStream) -> bool {
 
 #[tokio::test]
 async fn what_came_with_one_message_goes_on_with_one_to_each_worker() {
-    let mut gateway = Gateway::new();
+    let mut gateway = Gateway::with_functions();
     let (a, b, c) = (gateway.worker("a").await, gateway.worker("b").await, gateway.worker("c").await);
     let to_b = ("b", gateway.berth(&a, "b").await);
     let to_c = ("c", gateway.berth(&a, "c").await);
@@ -148,7 +113,7 @@ async fn what_came_with_one_message_goes_on_with_one_to_each_worker() {
 
 #[tokio::test]
 async fn of_one_message_what_has_a_place_goes_on_and_the_rest_is_closed() {
-    let mut gateway = Gateway::new();
+    let mut gateway = Gateway::with_functions();
     let (a, b) = (gateway.worker("a").await, gateway.worker("b").await);
     let berth = gateway.berth(&a, "b").await;
     let mut left = berth.places as usize;
@@ -171,7 +136,7 @@ async fn of_one_message_what_has_a_place_goes_on_and_the_rest_is_closed() {
 async fn when_the_worker_is_gone_each_connection_of_a_message_has_its_own_end() {
     for (protocol, outcome) in [(Protocol::Http, MoveOutcome::Refused), (Protocol::Https, MoveOutcome::Lost)]
     {
-        let mut gateway = Gateway::new();
+        let mut gateway = Gateway::with_functions();
         let (a, b) = (gateway.worker("a").await, gateway.worker("b").await);
         let berth = gateway.berth(&a, "b").await;
         drop(b);
