@@ -13,7 +13,7 @@ use handoff::{Connection, MAX_BATCH, MessageBuffer};
 use nix::sys::resource::{Resource, getrlimit};
 use tokio::{
     io::{Interest, unix::AsyncFd},
-    task::coop::consume_budget,
+    task::yield_now,
     time::Instant,
 };
 
@@ -185,7 +185,8 @@ impl Instances {
         loop {
             let deadline = [self.retry_at, self.room_poll_at].into_iter().flatten().min();
             if self.unread {
-                consume_budget().await;
+                // Others come in between: an instance may have more to say than there is time for.
+                yield_now().await;
             } else {
                 tokio::select! {
                     _ = self.poller.readable() => {}
@@ -434,7 +435,7 @@ impl Instances {
             self.bury(slot, liar);
         }
         let Some(instance) = &mut self.slots[slot] else { return };
-        if instance.lacks_workers(now)
+        if instance.should_connect(now)
             && let Some(discovery) = &self.discovery
         {
             self.serial = self.serial.wrapping_add(1);
@@ -470,6 +471,7 @@ impl Instances {
         for slot in 0..self.slots.len() {
             self.tend(slot, now);
         }
+        debug_assert!(self.retry_at.is_none_or(|at| at > now), "the loop would turn without rest");
     }
 
     fn open_directory(&mut self) -> Result<(), Error> {

@@ -149,12 +149,30 @@ fn a_restarted_function_goes_on_counting(verdicts: Verdicts) -> Result<()> {
     Ok(())
 }
 
-/// The pool connection ends before the last request does.
+/// The pool connection ends before the last request does, which may have come by another one.
 fn a_stopping_function_counts_to_the_end(verdicts: Verdicts) -> Result<()> {
+    counts_to_the_end(verdicts, |_| {}).context("with its first gateway")?;
+    let restart = |stack: &mut Stack| {
+        stack.gateway().kill();
+        stack.start_gateway();
+    };
+    counts_to_the_end(verdicts, restart).context("with another gateway")
+}
+
+fn counts_to_the_end(verdicts: Verdicts, before_the_stop: impl FnOnce(&mut Stack)) -> Result<()> {
     let mut stack = Stack::start(verdicts);
     let mut client = stack.client()?;
     client.send(b"PATCH /function/echo HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nhalf ")?;
     serve(&stack, 1)?;
+    let is_open = |stack: &Stack| {
+        eventually("the one connection to be told", || {
+            let metrics = Metrics::scrape(stack).ok()?;
+            (metrics.sum("pointsman_open_connections", &[("function", "echo")]) == 1.0).then_some(())
+        });
+    };
+    is_open(&stack);
+    before_the_stop(&mut stack);
+    is_open(&stack);
     let processes = stack.processes_of("echo");
     for &process in &processes {
         kill(Pid::from_raw(process), Signal::SIGTERM)?;

@@ -163,6 +163,8 @@ async fn work<H, F>(
         };
         worker.ends.borrow_mut().push(Rc::downgrade(&end));
         worker.tally.report_to(end.get_ref().status());
+        // There may be connections already, by another gateway or another of this one's pool connections.
+        worker.publish();
         let post = Rc::new(Post::new(met, end));
         met = met.wrapping_add(1);
         worker.mover.gateway_came(&post);

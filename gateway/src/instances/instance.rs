@@ -131,16 +131,17 @@ impl Instance {
     }
 
     /// Whether another pool connection should be begun now.
-    pub fn lacks_workers(&self, now: Instant) -> bool {
-        self.listed
-            && self.greeting.is_none()
-            && self.retry_at.is_none_or(|at| at <= now)
-            && self.taking() < self.wanted
+    pub fn should_connect(&self, now: Instant) -> bool {
+        self.lacks_workers() && self.retry_at.is_none_or(|at| at <= now)
     }
 
-    /// When another pool connection should be tried; nothing else may be waited for.
+    /// When another pool connection should be tried; `None` while one waits for its HELLO, however late that is.
     pub fn retry_at(&self) -> Option<Instant> {
-        self.retry_at.filter(|_| self.taking() < self.wanted)
+        self.retry_at.filter(|_| self.lacks_workers())
+    }
+
+    fn lacks_workers(&self) -> bool {
+        self.listed && self.greeting.is_none() && self.taking() < self.wanted
     }
 
     /// Waits for HELLO on a new pool connection.

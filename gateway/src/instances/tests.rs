@@ -12,7 +12,9 @@ use std::{
 };
 
 use common::{Protocol, Refusal};
-use handoff::{AllowedUids, Hello, InstanceEnd, PoolListener, Purpose, ReceiveBuffer, Received, message};
+use handoff::{
+    AllowedUids, Hello, InstanceEnd, InstanceMessage, PoolListener, Purpose, ReceiveBuffer, Received, message,
+};
 use nix::{
     fcntl::{FcntlArg, SealFlag, fcntl},
     sys::{
@@ -415,6 +417,44 @@ async fn an_instance_that_ends_before_its_hello_is_tried_again() {
     }
     let _echo = socket.start(1, 0);
     gateway.until_workers("echo", 1).await;
+}
+
+#[tokio::test]
+async fn a_pool_connection_that_waits_for_its_hello_is_not_asked_for_again() {
+    let mut gateway = Gateway::new();
+    let listener = gateway.socket("echo.sock").listener();
+    let accept = |_: &Instances| listener.accept(&AllowedUids::RootAndOwn).unwrap();
+    let first = gateway.find("a pool connection", accept).await;
+    let hello = Hello { worker: 0, workers: 2, pid: 1, features: 0 };
+    let first = InstanceEnd::greet(first, &hello).unwrap();
+    gateway.until_workers("echo", 1).await;
+    // The other worker's, on which nothing is said.
+    let _second = gateway.find("another pool connection", accept).await;
+    drop(first);
+    gateway.until_workers("echo", 0).await;
+    assert_eq!(gateway.instances.retry_at, None, "a deadline that nothing ends keeps the loop busy");
+}
+
+#[tokio::test]
+async fn an_instance_with_much_to_say_does_not_keep_the_loop() {
+    let mut gateway = Gateway::new();
+    let listener = gateway.socket("echo.sock").listener();
+    let accept = |_: &Instances| listener.accept(&AllowedUids::RootAndOwn).unwrap();
+    let connection = gateway.find("a pool connection", accept).await;
+    let hello = Hello { worker: 0, workers: 1, pid: 1, features: Hello::MOVES };
+    let echo = InstanceEnd::greet(connection, &hello).unwrap();
+    gateway.until_workers("echo", 1).await;
+    for _ in 0..200 {
+        echo.say(&InstanceMessage::Ask("nobody".parse().unwrap())).unwrap();
+    }
+    let (sender, mut other) = mpsc::unbounded_channel();
+    sender.send(()).unwrap();
+    tokio::select! {
+        biased;
+        () = gateway.instances.changed() => panic!("nothing came that is of use"),
+        Some(()) = other.recv() => {}
+    }
+    assert!(gateway.instances.unread, "the other one waited for all that the instance had to say");
 }
 
 #[tokio::test]
