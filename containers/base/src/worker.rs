@@ -14,9 +14,7 @@ use std::{
 };
 
 use common::{FunctionName, Protocol};
-use handoff::{
-    GatewayMessage, Hello, InstanceEnd, InstanceMessage, MAX_BATCH, Move, Purpose, ReceiveBuffer, Received,
-};
+use handoff::{GatewayMessage, Hello, InstanceEnd, MAX_BATCH, Move, Purpose, ReceiveBuffer, Received};
 use pin_project_lite::pin_project;
 use tokio::{
     sync::{Notify, mpsc},
@@ -29,7 +27,7 @@ use crate::{
     http::Tally,
     linger::Linger,
     memory::Crowd,
-    moves::{Luggage, Mover, Moving, Post},
+    moves::{Letter, Luggage, Mover, Moving, Post},
     pool::Pool,
     readable::Readable,
     socket::Socket,
@@ -65,8 +63,8 @@ pub struct Worker {
     pub(crate) tally: Tally,
     open: Arc<Open>,
     ticking: Cell<bool>,
-    /// Each pool connection's other end sees how busy this worker is.
-    ends: RefCell<Vec<Weak<Readable<InstanceEnd>>>>,
+    /// Each gateway sees how busy this worker is.
+    posts: RefCell<Vec<Weak<Post>>>,
 }
 
 /// How a worker is run.
@@ -154,19 +152,18 @@ async fn work<H, F>(
         let end = InstanceEnd::greet(connection, &hello)
             .map_err(|error| error.to_string())
             .and_then(|end| Readable::new(end).map_err(|error| error.to_string()));
-        let end = match end {
-            Ok(end) => Rc::new(end),
+        let post = match end {
+            Ok(end) => Rc::new(Post::new(met, end)),
             Err(error) => {
                 tracing::warn!(error, "a gateway's connection failed");
                 continue;
             }
         };
-        worker.ends.borrow_mut().push(Rc::downgrade(&end));
-        worker.tally.report_to(end.get_ref().status());
+        met = met.wrapping_add(1);
+        worker.posts.borrow_mut().push(Rc::downgrade(&post));
+        worker.tally.report_to(post.status());
         // There may be connections already, by another gateway or another of this one's pool connections.
         worker.publish();
-        let post = Rc::new(Post::new(met, end));
-        met = met.wrapping_add(1);
         worker.mover.gateway_came(&post);
         let receiver = Receiver {
             post,
@@ -179,7 +176,7 @@ async fn work<H, F>(
             if let Err(error) = receiver.receive().await {
                 tracing::warn!(%error, "a gateway's connection failed");
             }
-            receiver.end_reports();
+            receiver.part().await;
             drop(counted);
         });
     }
@@ -198,8 +195,8 @@ impl Worker {
         if moves && timeout(DRAIN_PATIENCE, self.drain()).await.is_ok() {
             return;
         }
-        for end in self.ends.borrow().iter().filter_map(Weak::upgrade) {
-            if let Err(error) = end.get_ref().stop_receiving() {
+        for post in self.posts.borrow().iter().filter_map(Weak::upgrade) {
+            if let Err(error) = post.end().get_ref().stop_receiving() {
                 tracing::warn!(%error, "a gateway can't be told to stop");
             }
         }
@@ -207,11 +204,9 @@ impl Worker {
 
     /// Asks the gateways to end, and waits until they have.
     async fn drain(&self) {
-        for end in self.ends.borrow().iter().filter_map(Weak::upgrade) {
-            end.get_ref().status().set_draining();
-            if let Err(error) = end.get_ref().say(&InstanceMessage::Drain) {
-                tracing::debug!(%error, "a gateway can't be asked to end");
-            }
+        for post in self.posts.borrow().iter().filter_map(Weak::upgrade) {
+            post.status().set_draining();
+            post.send(Letter::Drain);
         }
         loop {
             let changed = self.open.changed.notified();
@@ -223,7 +218,7 @@ impl Worker {
     }
 
     fn receives(&self) -> bool {
-        self.ends.borrow().iter().any(|end| end.strong_count() > 0)
+        self.posts.borrow().iter().any(|post| post.strong_count() > 0)
     }
 
     /// All pool connections are empty and all connections over.
@@ -262,9 +257,9 @@ impl Worker {
     pub(crate) fn publish(&self) {
         let open = self.open.connections.load(Ordering::Relaxed);
         self.tally.set_open(open);
-        self.ends.borrow_mut().retain(|end| {
-            let Some(end) = end.upgrade() else { return false };
-            end.get_ref().status().set_open(open);
+        self.posts.borrow_mut().retain(|post| {
+            let Some(post) = post.upgrade() else { return false };
+            post.status().set_open(open);
             true
         });
     }
@@ -379,11 +374,15 @@ where
         }
     }
 
-    /// The gateway is gone, unless this worker stops: then it reads on to the end of the last request.
-    fn end_reports(&self) {
-        if !self.worker.stop.is_requested() {
-            self.worker.tally.forget(self.post.end().get_ref().status());
+    /// Nothing more comes from the gateway. What was said to it before is still sent: it may only have ended its side.
+    async fn part(&self) {
+        let Self { worker, post, .. } = self;
+        worker.mover.gateway_left(post);
+        // The gateway is gone, unless this worker stops: then it reads on to the end of the last request.
+        if !worker.stop.is_requested() {
+            worker.tally.forget(post.status());
         }
+        post.finished().await;
     }
 
     fn spawn(&self, record: &handoff::Connection, fd: OwnedFd, luggage: Option<Box<Luggage>>) {
@@ -416,8 +415,7 @@ impl<H> Drop for Receiver<H> {
     fn drop(&mut self) {
         // Whoever waits for the last pool connection looks again, after this one is gone.
         let worker = &self.worker;
-        worker.ends.borrow_mut().retain(|end| !std::ptr::eq(end.as_ptr(), Rc::as_ptr(self.post.end())));
-        worker.mover.gateway_left(&self.post);
+        worker.posts.borrow_mut().retain(|post| !std::ptr::eq(post.as_ptr(), Rc::as_ptr(&self.post)));
         worker.open.changed.notify_waiters();
     }
 }

@@ -6,10 +6,14 @@ use std::{
     io::{Read, Write},
     net::TcpStream,
     os::fd::AsFd,
+    thread,
 };
 
 use common::Protocol;
-use handoff::{FromInstance, Greeting, InstanceMessage, MessageBuffer, Purpose, SendError};
+use handoff::{
+    Berth, FromInstance, GatewayMessage, Grant, GrantAnswer, Greeting, InstanceMessage, MessageBuffer,
+    Purpose, SendError, WorkerId,
+};
 use nix::sys::signal::Signal;
 use support::{Function, Pool, client, connection, read_to_end, record, wait_readable};
 
@@ -127,6 +131,64 @@ fn a_gateway_that_does_not_answer_is_not_waited_for() {
     for mut client in sent {
         assert!(read_to_end(&mut client).unwrap().starts_with(b"HTTP/1.1 200 OK\r\n"));
     }
+    assert!(function.wait().success());
+}
+
+#[test]
+fn what_leaves_is_not_lost_when_the_function_stops_and_the_gateway_is_behind() {
+    /// All together more than a queue holds.
+    const CONNECTIONS: u64 = 40;
+    const HEAD_BYTES: usize = 20_000;
+    let function = start(&["--name", "echo", "--workers", "1"]);
+    let pool = function.connect();
+    let filler = "x".repeat(HEAD_BYTES);
+    let request = format!("GET /function/hello HTTP/1.1\r\nHost: a\r\nX: {filler}\r\n\r\n");
+    let purpose = Purpose::Serve("echo".parse().unwrap());
+    let mut clients = Vec::new();
+    for id in 0..CONNECTIONS {
+        let (mut client, server) = connection();
+        client.write_all(request.as_bytes()).unwrap();
+        pool.end.send(&[record(id, Protocol::Http, purpose)], &[server.as_fd()]).unwrap();
+        clients.push(client);
+    }
+    let mut buffer = MessageBuffer::default();
+    wait_readable(pool.end.as_fd());
+    let FromInstance::Message(InstanceMessage::Ask(asked)) = pool.end.receive(&mut buffer).unwrap() else {
+        panic!("something else came");
+    };
+    let berth = Berth { to: WorkerId(1), instance: 1, worker: 0, places: 64 };
+    let grant = Grant { function: asked, answer: GrantAnswer::Granted(berth) };
+    pool.end.say(&GatewayMessage::Grant(grant)).unwrap();
+    while pool.status.taken() < CONNECTIONS || pool.status.open_connections() > 0 {
+        thread::yield_now();
+    }
+    function.signal(Signal::SIGTERM);
+    while !pool.status.draining() {
+        thread::yield_now();
+    }
+    pool.end.stop_sending().unwrap();
+
+    let mut returned = Vec::new();
+    let mut drained = false;
+    loop {
+        wait_readable(pool.end.as_fd());
+        match pool.end.receive(&mut buffer).unwrap() {
+            FromInstance::Return(moves, sockets) => {
+                for (moved, socket) in moves.iter().zip(sockets) {
+                    assert!(moved.payload.len() > HEAD_BYTES, "its request comes along");
+                    returned.push((moved.connection.id, socket));
+                }
+            }
+            FromInstance::Message(InstanceMessage::Drain) => drained = true,
+            FromInstance::Closed => break,
+            FromInstance::WouldBlock => {}
+            FromInstance::Message(other) => panic!("{other:?}"),
+        }
+    }
+    returned.sort_unstable_by_key(|(id, _)| *id);
+    let returned: Vec<u64> = returned.iter().map(|(id, _)| *id).collect();
+    assert_eq!(returned, Vec::from_iter(0..CONNECTIONS));
+    assert!(drained);
     assert!(function.wait().success());
 }
 

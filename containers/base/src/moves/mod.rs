@@ -13,4 +13,4 @@ pub use agreement::Agreements;
 pub use luggage::{Luggage, State};
 pub use mover::{Mover, Moving, Origin, Place, Refused};
 pub use policy::Policy;
-pub use post::Post;
+pub use post::{Letter, Post};

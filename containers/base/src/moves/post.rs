@@ -9,6 +9,7 @@ use std::{
     mem,
     os::fd::{AsFd, OwnedFd},
     rc::{Rc, Weak},
+    sync::Arc,
     task::Poll,
     time::Duration,
 };
@@ -17,7 +18,7 @@ use arrayvec::ArrayVec;
 use common::FunctionName;
 use handoff::{
     Connection, Flight, InstanceEnd, InstanceMessage, MAX_MOVES, Move, PAYLOAD_BYTES, Role, SendError,
-    WorkerId,
+    StatusWriter, WorkerId,
 };
 use tokio::{task::spawn_local, time::sleep};
 use zeroize::Zeroizing;
@@ -40,6 +41,8 @@ pub enum Letter {
     /// Connections that are given back with one message; they are closed if nobody takes the letter.
     Return(Vec<Departure>),
     Revoked(WorkerId),
+    /// The worker stops.
+    Drain,
 }
 
 /// A connection that is given back.
@@ -59,7 +62,7 @@ impl Departure {
 pub struct Post {
     /// Tells this pool connection from all others that the worker has had.
     number: u32,
-    end: Rc<Readable<InstanceEnd>>,
+    end: Readable<InstanceEnd>,
     /// What leaves with the next message.
     departing: RefCell<Vec<Departure>>,
     /// The first one is tried again and again.
@@ -67,7 +70,7 @@ pub struct Post {
 }
 
 impl Post {
-    pub fn new(number: u32, end: Rc<Readable<InstanceEnd>>) -> Self {
+    pub fn new(number: u32, end: Readable<InstanceEnd>) -> Self {
         Self { number, end, departing: RefCell::default(), waiting: RefCell::default() }
     }
 
@@ -75,8 +78,13 @@ impl Post {
         self.number
     }
 
-    pub fn end(&self) -> &Rc<Readable<InstanceEnd>> {
+    pub fn end(&self) -> &Readable<InstanceEnd> {
         &self.end
+    }
+
+    /// The page that the gateway reads.
+    pub fn status(&self) -> &Arc<StatusWriter> {
+        self.end.get_ref().status()
     }
 
     pub fn send(self: &Rc<Self>, letter: Letter) {
@@ -98,6 +106,13 @@ impl Post {
         if first {
             end_of_turn().await;
             self.send_departing();
+        }
+    }
+
+    /// Waits until nothing is left to be sent, or nobody is there for it.
+    pub async fn finished(&self) {
+        while !(self.departing.borrow().is_empty() && self.waiting.borrow().is_empty()) {
+            sleep(PAUSE).await;
         }
     }
 
@@ -161,6 +176,7 @@ impl Letter {
                 Ok(())
             }
             Self::Revoked(worker) => end.say(&InstanceMessage::Revoked(*worker)),
+            Self::Drain => end.say(&InstanceMessage::Drain),
         }
     }
 }
@@ -250,7 +266,7 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let tasks = LocalSet::new();
         runtime.block_on(async {
-            let post = Rc::new(Post::new(0, Rc::new(Readable::new(end).unwrap())));
+            let post = Rc::new(Post::new(0, Readable::new(end).unwrap()));
             tasks.run_until(async { turn(&post) }).await;
             tasks.await;
         });
