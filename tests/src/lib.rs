@@ -19,6 +19,7 @@ pub mod pins;
 pub mod probe;
 pub mod process;
 pub mod programs;
+pub mod rest;
 pub mod segments;
 pub mod stack;
 pub mod tls;

@@ -27,7 +27,9 @@ use crate::{
     net::Net,
     pins,
     process::Process,
-    programs, tls,
+    programs,
+    rest::wait_for_rest,
+    tls,
     wire::{Client, Wire},
 };
 
@@ -460,6 +462,9 @@ impl Stack {
     }
 
     fn end(&mut self) {
+        let own = [&self.gateway, &self.supervisor].into_iter().flatten().map(Process::id);
+        let processes: Vec<_> = own.chain(self.cgroups.functions.processes()).collect();
+        wait_for_rest(&processes);
         if let Some(gateway) = &mut self.gateway {
             self.seen.look(gateway.id());
             let status = gateway.terminate();
