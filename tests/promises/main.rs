@@ -30,6 +30,7 @@ mod idle_and_slow;
 mod inspection;
 mod instances;
 mod integrity;
+mod kernel_limits;
 mod leaks;
 mod lifecycle;
 mod logs;

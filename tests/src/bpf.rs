@@ -1,4 +1,4 @@
-//! The bpf(2) calls that tests make themselves: listing objects, counting entries, loading assembled programs.
+//! The bpf(2) calls that tests make themselves: listing objects, reading and changing maps, loading assembled programs.
 use std::{
     ffi::c_void,
     fs, io, mem,
@@ -7,9 +7,10 @@ use std::{
 
 use nix::libc;
 
-const BPF_MAP_CREATE: i32 = 0;
-const BPF_MAP_LOOKUP_ELEM: i32 = 1;
-const BPF_MAP_GET_NEXT_KEY: i32 = 4;
+pub use map::Map;
+
+mod map;
+
 const BPF_PROG_LOAD: i32 = 5;
 const BPF_PROG_GET_FD_BY_ID: i32 = 13;
 const BPF_MAP_GET_FD_BY_ID: i32 = 14;
@@ -18,7 +19,6 @@ const BPF_LINK_GET_FD_BY_ID: i32 = 30;
 const BPF_LINK_DETACH: i32 = 34;
 
 pub const MAP_TYPE_HASH: u32 = 1;
-pub const MAP_TYPE_ARRAY: u32 = 2;
 pub const MAP_TYPE_LRU_HASH: u32 = 9;
 pub const MAP_TYPE_SOCKHASH: u32 = 18;
 const PROG_TYPE_SCHED_CLS: u32 = 3;
@@ -155,6 +155,12 @@ impl Objects {
         alive
     }
 
+    /// The map of this name, of which there must be one.
+    pub fn map(&self, name: &str) -> io::Result<Map> {
+        let maps = self.maps.iter().filter_map(|&id| Map::by_id(id).ok());
+        maps.into_iter().find(|map| map.name == name).ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
     /// The maps whose entries come and go, with how many each holds.
     pub fn entries(&self) -> Vec<(String, usize)> {
         let mut counts = Vec::new();
@@ -168,119 +174,6 @@ impl Objects {
         counts.dedup();
         counts
     }
-}
-
-pub struct Map {
-    pub name: String,
-    pub kind: u32,
-    pub key_bytes: usize,
-    pub value_bytes: usize,
-    /// Whether the kernel knows the names of the key's fields.
-    pub has_types: bool,
-    fd: OwnedFd,
-}
-
-/// The beginning of `struct bpf_map_info`.
-#[repr(C)]
-#[derive(Default)]
-struct MapInfo {
-    kind: u32,
-    id: u32,
-    key_bytes: u32,
-    value_bytes: u32,
-    max_entries: u32,
-    flags: u32,
-    name: [u8; 16],
-    interface: u32,
-    value_struct: u32,
-    device: u64,
-    inode: u64,
-    btf: u32,
-    key_type: u32,
-    value_type: u32,
-}
-
-impl Map {
-    pub fn by_id(id: u32) -> io::Result<Self> {
-        let fd = by_id(BPF_MAP_GET_FD_BY_ID, id)?;
-        let mut info = MapInfo::default();
-        object_info(&fd, &mut info)?;
-        Ok(Self {
-            name: short_name(&info.name),
-            kind: info.kind,
-            key_bytes: info.key_bytes as usize,
-            value_bytes: info.value_bytes as usize,
-            has_types: info.key_type != 0,
-            fd,
-        })
-    }
-
-    /// An array of 64-bit counters.
-    pub fn counters(entries: u32) -> io::Result<Self> {
-        #[repr(C)]
-        struct Create {
-            kind: u32,
-            key_bytes: u32,
-            value_bytes: u32,
-            max_entries: u32,
-        }
-        let fd = bpf(
-            BPF_MAP_CREATE,
-            &mut Create { kind: MAP_TYPE_ARRAY, key_bytes: 4, value_bytes: 8, max_entries: entries },
-        )?;
-        // SAFETY: the kernel has just made this file and nobody else knows it.
-        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        Ok(Self {
-            name: String::new(),
-            kind: MAP_TYPE_ARRAY,
-            key_bytes: 4,
-            value_bytes: 8,
-            has_types: false,
-            fd,
-        })
-    }
-
-    pub fn counter(&self, index: u32) -> u64 {
-        let mut value = 0u64;
-        let mut request = Element {
-            map: self.fd.as_raw_fd().cast_unsigned(),
-            padding: 0,
-            key: (&raw const index).addr() as u64,
-            value: (&raw mut value).addr() as u64,
-        };
-        bpf(BPF_MAP_LOOKUP_ELEM, &mut request).expect("an array has all its entries");
-        value
-    }
-
-    pub fn raw_fd(&self) -> i32 {
-        self.fd.as_raw_fd()
-    }
-
-    /// All keys; a map that changes meanwhile may show one twice or not at all.
-    pub fn keys(&self) -> Vec<Vec<u8>> {
-        let mut keys: Vec<Vec<u8>> = Vec::new();
-        let mut next = vec![0u8; self.key_bytes];
-        loop {
-            let mut request = Element {
-                map: self.fd.as_raw_fd().cast_unsigned(),
-                padding: 0,
-                key: keys.last().map_or(0, |key| key.as_ptr().addr() as u64),
-                value: next.as_mut_ptr().addr() as u64,
-            };
-            if bpf(BPF_MAP_GET_NEXT_KEY, &mut request).is_err() {
-                return keys;
-            }
-            keys.push(next.clone());
-        }
-    }
-}
-
-#[repr(C)]
-struct Element {
-    map: u32,
-    padding: u32,
-    key: u64,
-    value: u64,
 }
 
 /// Takes a program off its hook, as an administrator might.

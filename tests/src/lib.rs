@@ -20,6 +20,7 @@ pub mod probe;
 pub mod process;
 pub mod programs;
 pub mod rest;
+pub mod ring;
 pub mod segments;
 pub mod stack;
 pub mod tls;
