@@ -217,9 +217,11 @@ pub struct Leftovers {
 }
 
 impl Leftovers {
-    /// Removes what no connection needs, and remembers the rest.
+    /// Removes what no connection needs, and remembers the rest. What is alive now has time to come back when it dies.
     pub fn collect(identity: Option<Identity>) -> Self {
-        let mut leftovers = Self { identity, sets: sets(), seen_at: Instant::now() };
+        let is_dead = |path: &PathBuf| matches!(lock(path), Ok(Some(_)));
+        let dead = sets().into_iter().filter(is_dead).collect();
+        let mut leftovers = Self { identity, sets: dead, seen_at: Instant::now() };
         leftovers.sweep();
         for set in leftovers.own() {
             tracing::info!(
