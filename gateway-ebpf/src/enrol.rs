@@ -140,7 +140,8 @@ fn retire(ctx: &SockOpsContext) {
     if removed != 0 {
         return;
     }
-    forget(cookie);
+    // Its scanner went with the verdict.
+    let _: Result<(), i32> = CONNECTIONS.remove(cookie);
     let _: Result<(), i32> = ctx.set_cb_flags(0);
     count(Counter::Retired);
 }
@@ -189,15 +190,12 @@ fn state(ctx: &SockOpsContext) {
         if connection.verdict == Verdict::Pending.to_word() && connection.flags & Connection::ACCEPTED != 0 {
             report(cookie, Verdict::Closed.to_word());
         }
-        forget(cookie);
+        if connection.flags & Connection::SCANNING != 0 {
+            let _: Result<(), i32> = FLIGHTS.remove(cookie);
+        }
+        let _: Result<(), i32> = CONNECTIONS.remove(cookie);
         count(Counter::Closed);
     }
-}
-
-#[inline(always)]
-fn forget(cookie: u64) {
-    let _: Result<(), i32> = CONNECTIONS.remove(cookie);
-    let _: Result<(), i32> = FLIGHTS.remove(cookie);
 }
 
 #[inline(always)]
