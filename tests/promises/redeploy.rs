@@ -14,7 +14,9 @@ use tests::{
 
 in_both_modes!(
     a_redeploy_fails_no_request,
+    a_redeploy_fails_no_request_of_those_that_move,
     an_idle_connection_gets_one_more_answer,
+    an_idle_connection_may_still_leave,
     a_new_certificate_is_shown,
     a_function_that_can_not_start_changes_nothing,
 );
@@ -34,11 +36,20 @@ fn until_gone(stack: &mut Stack, before: &[i32]) {
 }
 
 fn a_redeploy_fails_no_request(verdicts: Verdicts) -> Result<()> {
+    redeploys_under(verdicts, |stack| Load::start(stack, "echo"))
+}
+
+/// What is asked of the old instance on a connection that is its now may be for another function.
+fn a_redeploy_fails_no_request_of_those_that_move(verdicts: Verdicts) -> Result<()> {
+    redeploys_under(verdicts, |stack| Load::moving(stack, &["echo", "hello"]))
+}
+
+fn redeploys_under(verdicts: Verdicts, begin: impl FnOnce(&Stack) -> Load) -> Result<()> {
     let mut stack = Stack::start(verdicts);
     let configuration = Configuration::of(&stack);
     let first = configuration.text();
     let hello = stack.processes_of("hello");
-    let load = Load::start(&stack, "echo");
+    let load = begin(&stack);
     for round in 0..4 {
         // From one instance to two, and back.
         let instances = 1 + round % 2;
@@ -79,6 +90,31 @@ fn an_idle_connection_gets_one_more_answer(verdicts: Verdicts) -> Result<()> {
         client.expect_close()?;
     }
     until_gone(&mut stack, &before);
+    Ok(())
+}
+
+/// The one more request is for another function, which answers it.
+fn an_idle_connection_may_still_leave(verdicts: Verdicts) -> Result<()> {
+    let mut stack = Stack::start(verdicts);
+    let mut clients = [stack.client()?, stack.tls_client("echo")?];
+    for client in &mut clients {
+        ensure!(client.request("GET", "/function/echo", "echo.faas.local", None)?.status() == 200);
+    }
+    let before = stack.processes_of("echo");
+    Configuration::of(&stack).add_to("echo", "env = { ROUND = \"1\" }");
+    stack.supervisor().signal(Signal::SIGHUP);
+    stack.supervisor().wait_for_line("have taken over").context("it took over")?;
+    // The old instance has heard the signal by then, or the test shows less.
+    thread::sleep(Duration::from_millis(100));
+    for client in &mut clients {
+        let answer = client.request("GET", "/function/hello", "echo.faas.local", None)?;
+        ensure!(answer.status() == 200 && answer.text().starts_with("Hello"), "{answer:?}");
+    }
+    until_gone(&mut stack, &before);
+    for client in &mut clients {
+        let answer = client.request("GET", "/function/echo", "echo.faas.local", None)?;
+        ensure!(answer.status() == 200, "{answer:?}");
+    }
     Ok(())
 }
 

@@ -24,7 +24,7 @@ pub enum Manner {
     KeepAlive,
 }
 
-/// Clients of one function, over HTTP and TLS, at work until they are stopped.
+/// Clients over HTTP and TLS, at work until they are stopped.
 pub struct Load {
     clients: Vec<JoinHandle<Result<()>>>,
     shared: Arc<Shared>,
@@ -37,16 +37,26 @@ struct Shared {
 }
 
 impl Load {
-    /// Must be called in the thread whose network namespace the stack is in.
+    /// Clients of one function. Must be called in the thread whose network namespace the stack is in.
     pub fn start(stack: &AddressBook, function: &str) -> Self {
+        Self::of(stack, &[function], &[Manner::New, Manner::KeepAlive])
+    }
+
+    /// Clients that ask these functions in turn, on one connection.
+    pub fn moving(stack: &AddressBook, functions: &[&str]) -> Self {
+        Self::of(stack, functions, &[Manner::KeepAlive])
+    }
+
+    fn of(stack: &AddressBook, functions: &[&str], manners: &[Manner]) -> Self {
         let shared = Arc::new(Shared::default());
         let mut clients = Vec::new();
-        for manner in [Manner::New, Manner::KeepAlive] {
+        for &manner in manners {
             for secure in [false, true] {
-                let (stack, function, shared) = (stack.clone(), function.to_owned(), Arc::clone(&shared));
+                let functions: Vec<_> = functions.iter().map(|&name| name.to_owned()).collect();
+                let (stack, shared) = (stack.clone(), Arc::clone(&shared));
                 clients.push(thread::spawn(move || {
-                    ask(&stack, &function, manner, secure, &shared).with_context(|| {
-                        format!("{function}, {manner:?}, {}", if secure { "TLS" } else { "HTTP" })
+                    ask(&stack, &functions, manner, secure, &shared).with_context(|| {
+                        format!("{functions:?}, {manner:?}, {}", if secure { "TLS" } else { "HTTP" })
                     })
                 }));
             }
@@ -79,17 +89,26 @@ impl Load {
     }
 }
 
-fn ask(stack: &AddressBook, function: &str, manner: Manner, secure: bool, shared: &Shared) -> Result<()> {
+fn ask(
+    stack: &AddressBook,
+    functions: &[String],
+    manner: Manner,
+    secure: bool,
+    shared: &Shared,
+) -> Result<()> {
+    let first = &functions[0];
     let mut kept: Option<(Client, usize)> = None;
     while !shared.stop.load(Ordering::Relaxed) {
         let (mut client, answered) = match kept.take() {
             Some(kept) => kept,
-            None if secure => (stack.tls_client(function).context("a new session")?, 0),
+            None if secure => (stack.tls_client(first).context("a new session")?, 0),
             None => (stack.client()?, 0),
         };
-        let target = if secure { "/".to_owned() } else { format!("/function/{function}") };
+        let function = &functions[answered % functions.len()];
+        let is_at_home = secure && functions.len() == 1;
+        let target = if is_at_home { "/".to_owned() } else { format!("/function/{function}") };
         let answer = client
-            .request("GET", &target, &host(function), None)
+            .request("GET", &target, &host(first), None)
             .with_context(|| format!("after {answered} answers on this connection"))?;
         ensure!(answer.status() == 200 && answerer(&answer).is_some(), "{answer:?}");
         shared.answers.fetch_add(1, Ordering::Relaxed);

@@ -138,7 +138,7 @@ async fn work<H, F>(
     F: Future<Output = ()> + 'static,
 {
     let mover = plan.moving.as_ref().map(|moving| Mover::new(Arc::clone(moving), plan.index));
-    let features = if mover.is_some() { Hello::MOVES } else { 0 };
+    let features = if mover.is_some() { Hello::MOVES | Hello::DRAINED } else { 0 };
     let worker = Rc::new(Worker { mover: mover.unwrap_or_default(), ..Worker::default() });
     let handler = Rc::new(make(&worker));
     if let Some(Direct { listeners, name }) = direct {
@@ -181,51 +181,54 @@ async fn work<H, F>(
         });
     }
     worker.stop.request();
-    worker.stop_receiving(features & Hello::MOVES != 0).await;
-    if timeout(plan.stop_timeout, worker.drained()).await.is_err() {
+    let moves = features & Hello::MOVES != 0;
+    if !(moves && timeout(DRAIN_PATIENCE, worker.drain()).await.is_ok()) {
+        worker.stop_receiving();
+    }
+    if timeout(plan.stop_timeout, worker.finish()).await.is_err() {
         let cut = worker.open.connections.load(Ordering::Relaxed);
         tracing::warn!(connections = cut, "connections that took too long are cut");
     }
 }
 
 impl Worker {
-    /// Ends what gateways send; what they have sent is still taken. With moves, connections may be on their way that only
-    /// this worker can go on with, so gateways are asked to end by themselves first.
-    async fn stop_receiving(&self, moves: bool) {
-        if moves && timeout(DRAIN_PATIENCE, self.drain()).await.is_ok() {
-            return;
+    /// Asks the gateways to send nothing more, and waits until all that they sent is here. Connections may be on their
+    /// way that only this worker can go on with, and those that it has may still want to leave.
+    async fn drain(&self) {
+        for post in self.posts() {
+            post.status().set_draining();
+            post.send(Letter::Drain);
         }
-        for post in self.posts.borrow().iter().filter_map(Weak::upgrade) {
+        self.until(|| self.posts().all(|post| post.is_drained())).await;
+    }
+
+    /// Ends what gateways send; what they have sent is still taken.
+    fn stop_receiving(&self) {
+        for post in self.posts() {
             if let Err(error) = post.end().get_ref().stop_receiving() {
                 tracing::warn!(%error, "a gateway can't be told to stop");
             }
         }
     }
 
-    /// Asks the gateways to end, and waits until they have.
-    async fn drain(&self) {
-        for post in self.posts.borrow().iter().filter_map(Weak::upgrade) {
-            post.status().set_draining();
-            post.send(Letter::Drain);
-        }
-        loop {
-            let changed = self.open.changed.notified();
-            if !self.receives() {
-                return;
-            }
-            changed.await;
-        }
+    /// Waits until all connections are over and the gateways have heard all that is to be said to them.
+    async fn finish(&self) {
+        let is_idle = || self.open.connections.load(Ordering::Relaxed) == 0;
+        self.until(|| is_idle() && self.posts().all(|post| post.is_drained())).await;
+        self.stop_receiving();
+        self.until(|| self.posts().next().is_none()).await;
     }
 
-    fn receives(&self) -> bool {
-        self.posts.borrow().iter().any(|post| post.strong_count() > 0)
+    fn posts(&self) -> impl Iterator<Item = Rc<Post>> {
+        let posts: Vec<_> = self.posts.borrow().iter().filter_map(Weak::upgrade).collect();
+        posts.into_iter()
     }
 
-    /// All pool connections are empty and all connections over.
-    async fn drained(&self) {
+    /// Waits for something that a connection's end or a gateway brings about.
+    async fn until(&self, is_so: impl Fn() -> bool) {
         loop {
             let changed = self.open.changed.notified();
-            if !self.receives() && self.open.connections.load(Ordering::Relaxed) == 0 {
+            if is_so() {
                 return;
             }
             changed.await;
@@ -360,6 +363,10 @@ where
             GatewayMessage::Grant(grant) => worker.mover.granted(post, grant),
             GatewayMessage::Flight(flight) => worker.mover.flight(post, flight),
             GatewayMessage::Revoke(gone) => worker.mover.revoked(post, *gone),
+            GatewayMessage::Drained => {
+                post.note_drained();
+                worker.open.changed.notify_waiters();
+            }
         }
     }
 
@@ -374,7 +381,7 @@ where
         }
     }
 
-    /// Nothing more comes from the gateway. What was said to it before is still sent: it may only have ended its side.
+    /// Nothing more comes from the gateway. What was said to it before is still sent if it is there.
     async fn part(&self) {
         let Self { worker, post, .. } = self;
         worker.mover.gateway_left(post);

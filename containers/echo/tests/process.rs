@@ -90,14 +90,13 @@ fn stopping_serves_what_was_taken_and_what_is_queued_and_nothing_more() {
     queued.write_all(GET).unwrap();
     function.signal(Signal::SIGTERM);
 
-    // Idle connections end, which also says that the stop was heard.
-    assert_eq!(read_to_end(&mut idle).unwrap(), b"");
-    assert!(pool.status.draining());
     let mut buffer = MessageBuffer::default();
     wait_readable(pool.end.as_fd());
     let drain = pool.end.receive(&mut buffer).unwrap();
     assert!(matches!(drain, FromInstance::Message(InstanceMessage::Drain)));
-    pool.end.stop_sending().unwrap();
+    assert!(pool.status.draining());
+    pool.end.say(&GatewayMessage::Drained).unwrap();
+    assert_eq!(read_to_end(&mut idle).unwrap(), b"", "idle connections end");
     let answer = String::from_utf8(read_to_end(&mut queued).unwrap()).unwrap();
     assert!(answer.contains("\"method\":\"GET\""), "{answer}");
     busy.write_all(b"two").unwrap();
@@ -166,7 +165,7 @@ fn what_leaves_is_not_lost_when_the_function_stops_and_the_gateway_is_behind() {
     while !pool.status.draining() {
         thread::yield_now();
     }
-    pool.end.stop_sending().unwrap();
+    pool.end.say(&GatewayMessage::Drained).unwrap();
 
     let mut returned = Vec::new();
     let mut drained = false;

@@ -167,7 +167,7 @@ impl GatewayEnd {
         send_moves(self.socket.as_fd(), encode_moved, moves, sockets)
     }
 
-    /// Says that nothing more will come; what is queued can still be received.
+    /// Says that nothing more will come, to an instance that knows no DRAINED; what is queued can still be received.
     pub fn stop_sending(&self) -> Result<(), Error> {
         shutdown(&self.socket, Shutdown::Write).map_err(|errno| Error::Shutdown(errno.into()))
     }

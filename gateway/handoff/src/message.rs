@@ -60,6 +60,8 @@ pub struct Hello {
 impl Hello {
     /// The instance takes connections that move to it, and asks for those that leave it.
     pub const MOVES: u64 = 1 << 1;
+    /// When it drains, it is told so, and not by the end of file.
+    pub const DRAINED: u64 = 1 << 2;
 }
 
 /// What a connection is handed over for.

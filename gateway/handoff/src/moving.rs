@@ -38,6 +38,7 @@ const KIND_MOVED: u16 = 7;
 const KIND_REVOKE: u16 = 8;
 const KIND_REVOKED: u16 = 9;
 const KIND_DRAIN: u16 = 10;
+const KIND_DRAINED: u16 = 11;
 
 /// A worker's pool connection, as its gateway numbers it: the same number is never given twice by one gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -139,6 +140,9 @@ pub enum GatewayMessage<'a> {
     Flight(Flight<'a>),
     /// This worker takes nothing more.
     Revoke(WorkerId),
+    /// No connection comes any more; what the instance says is heard, and answered, until it ends. Only to those whose
+    /// HELLO offered it.
+    Drained,
 }
 
 /// How many of `moves` go with the next message.
@@ -198,6 +202,10 @@ pub fn encode_gateway_message<'a>(message: &GatewayMessage<'a>, out: &mut Bytes)
             put(out, worker.0.to_le_bytes());
             &[]
         }
+        GatewayMessage::Drained => {
+            put_header(out, KIND_DRAINED, 1, 0);
+            &[]
+        }
     }
 }
 
@@ -219,6 +227,7 @@ pub fn decode_gateway_message(message: &[u8]) -> Result<Decoded<'_, GatewayMessa
             KIND_GRANT => GatewayMessage::Grant(take_grant(reader)?),
             KIND_FLIGHT => GatewayMessage::Flight(take_flight(reader)?),
             KIND_REVOKE => GatewayMessage::Revoke(WorkerId(reader.u64()?)),
+            KIND_DRAINED => GatewayMessage::Drained,
             got => return Err(DecodeError::Kind { expected: KIND_GRANT, got }),
         })
     })
@@ -426,6 +435,7 @@ mod tests {
             Decoded::Said(GatewayMessage::Flight(flight)),
             Decoded::Moves(moves.to_vec()),
             Decoded::Said(GatewayMessage::Revoke(worker)),
+            Decoded::Said(GatewayMessage::Drained),
         ];
         let mut encoded = (Vec::new(), Vec::new());
         for message in instance {

@@ -66,6 +66,7 @@ pub enum Waiting {
     Flight { peer: WorkerId, function: FunctionName, agreement: u64, from: Role, bytes: Box<[u8]> },
     Moved { connection: Connection, peer: WorkerId, payload: Box<[u8]>, socket: OwnedFd },
     Revoke(WorkerId),
+    Drained,
 }
 
 impl Waiting {
@@ -77,6 +78,7 @@ impl Waiting {
                 Self::Flight { peer, function, agreement, from, bytes: bytes.into() }
             }
             GatewayMessage::Revoke(worker) => Self::Revoke(*worker),
+            GatewayMessage::Drained => Self::Drained,
         }
     }
 
@@ -92,6 +94,7 @@ impl Waiting {
                 end.send_moved(&[moved], &[socket.as_fd()]).map(|_| ())
             }
             Self::Revoke(worker) => end.say(&GatewayMessage::Revoke(*worker)),
+            Self::Drained => end.say(&GatewayMessage::Drained),
         }
     }
 }
@@ -157,14 +160,14 @@ impl Instances {
                 if let Some(worker) = self.worker(from) {
                     worker.leases.end(to);
                 }
-                self.end_if_drained(to);
+                self.tell_if_drained(to);
             }
             InstanceMessage::Drain => {
                 if let Some(worker) = self.worker(from) {
                     worker.begin_draining();
                 }
                 self.revoke(from);
-                self.end_if_drained(from);
+                self.tell_if_drained(from);
             }
         }
     }
@@ -328,19 +331,19 @@ impl Instances {
                         Err(_) => break,
                     }
                 }
-                if worker.asked_to_drain() && worker.backlog.is_empty() {
+                if worker.waits_to_be_drained() && worker.backlog.is_empty() {
                     done.push(id_of(slot, worker.serial));
                 }
             }
         }
-        done.into_iter().for_each(|worker| self.end_if_drained(worker));
+        done.into_iter().for_each(|worker| self.tell_if_drained(worker));
         waiting
     }
 
     /// Settles what others had to do with a worker whose pool connection is over.
     pub(super) fn part_with(&mut self, id: WorkerId, mut worker: Worker) {
         for to in worker.leases.end_all() {
-            self.end_if_drained(to);
+            self.tell_if_drained(to);
         }
         self.revoke(id);
     }
@@ -360,17 +363,22 @@ impl Instances {
         }
     }
 
-    /// A worker that drains has its end of file once nobody can send it another connection.
-    fn end_if_drained(&mut self, id: WorkerId) {
+    /// A worker that drains is told once nobody can send it another connection. What it has may leave it still, unless
+    /// the worker is of a kind that knows only the end of file.
+    fn tell_if_drained(&mut self, id: WorkerId) {
         let Some(worker) = self.worker(id) else { return };
-        if worker.is_taking() || !worker.asked_to_drain() || !worker.backlog.is_empty() {
+        if worker.is_taking() || !worker.waits_to_be_drained() || !worker.backlog.is_empty() {
             return;
         }
         let workers = self.slots.iter().flatten().flat_map(|instance| &instance.workers);
         if workers.into_iter().any(|worker| worker.leases.holds(id)) {
             return;
         }
-        if let Some(Err(error)) = self.worker(id).map(|worker| worker.end().stop_sending()) {
+        let Some(worker) = self.worker(id) else { return };
+        worker.note_drained();
+        if worker.hello.features & Hello::DRAINED != 0 {
+            self.say(id, &GatewayMessage::Drained);
+        } else if let Err(error) = worker.end().stop_sending() {
             tracing::debug!(%error, "a worker that drains can't be told that nothing more comes");
         }
     }

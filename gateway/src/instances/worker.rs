@@ -41,7 +41,7 @@ pub struct Worker {
     pub leases: Leases,
     /// What was to be said while its queue was full, the first to go first.
     pub backlog: VecDeque<Waiting>,
-    asked_to_drain: bool,
+    waits_to_be_drained: bool,
 }
 
 /// What a worker has to do; the lesser is the better one.
@@ -85,7 +85,7 @@ impl Worker {
             moved_at: Instant::now(),
             leases: Leases::default(),
             backlog: VecDeque::new(),
-            asked_to_drain: false,
+            waits_to_be_drained: false,
         }
     }
 
@@ -186,14 +186,18 @@ impl Worker {
 
     /// It takes nothing new, and waits to hear that nobody will send it anything.
     pub fn begin_draining(&mut self) {
-        self.asked_to_drain = true;
+        self.waits_to_be_drained = true;
         if self.state == State::Taking {
             self.state = State::Draining;
         }
     }
 
-    pub fn asked_to_drain(&self) -> bool {
-        self.asked_to_drain
+    pub fn waits_to_be_drained(&self) -> bool {
+        self.waits_to_be_drained
+    }
+
+    pub fn note_drained(&mut self) {
+        self.waits_to_be_drained = false;
     }
 }
 

@@ -3,7 +3,7 @@
 //! Luggage is opened in the order in which it was sealed, and a lease's end is confirmed after the last connection that
 //! used it: when the gateway is behind, everything waits in line.
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::VecDeque,
     future::poll_fn,
     mem,
@@ -67,11 +67,18 @@ pub struct Post {
     departing: RefCell<Vec<Departure>>,
     /// The first one is tried again and again.
     waiting: RefCell<VecDeque<Letter>>,
+    drained: Cell<bool>,
 }
 
 impl Post {
     pub fn new(number: u32, end: Readable<InstanceEnd>) -> Self {
-        Self { number, end, departing: RefCell::default(), waiting: RefCell::default() }
+        Self {
+            number,
+            end,
+            departing: RefCell::default(),
+            waiting: RefCell::default(),
+            drained: Cell::new(false),
+        }
     }
 
     pub fn number(&self) -> u32 {
@@ -85,6 +92,15 @@ impl Post {
     /// The page that the gateway reads.
     pub fn status(&self) -> &Arc<StatusWriter> {
         self.end.get_ref().status()
+    }
+
+    /// No connection comes from this gateway any more.
+    pub fn is_drained(&self) -> bool {
+        self.drained.get()
+    }
+
+    pub fn note_drained(&self) {
+        self.drained.set(true);
     }
 
     pub fn send(self: &Rc<Self>, letter: Letter) {

@@ -17,10 +17,14 @@ impl Gateway {
 
     /// A function of one instance with one worker.
     async fn worker(&mut self, function: &str) -> InstanceEnd {
+        self.worker_with(function, Hello::MOVES | Hello::DRAINED).await
+    }
+
+    async fn worker_with(&mut self, function: &str, features: u64) -> InstanceEnd {
         let listener = self.socket(&format!("{function}.sock")).listener();
         let accept = |_: &Instances| listener.accept(&AllowedUids::RootAndOwn).unwrap();
         let connection = self.find("a pool connection", accept).await;
-        let hello = Hello { worker: 0, workers: 1, pid: 1, features: Hello::MOVES };
+        let hello = Hello { worker: 0, workers: 1, pid: 1, features };
         let end = InstanceEnd::greet(connection, &hello).unwrap();
         self.until_workers(function, 1).await;
         end
@@ -152,4 +156,38 @@ async fn when_the_worker_is_gone_each_connection_of_a_message_has_its_own_end() 
             assert!(orphans.is_empty() && clients.iter_mut().all(is_closed));
         }
     }
+}
+
+#[tokio::test]
+async fn what_a_drained_worker_has_may_leave_it() {
+    let mut gateway = Gateway::with_functions();
+    let (a, b) = (gateway.worker("a").await, gateway.worker("b").await);
+    a.say(&InstanceMessage::Drain).unwrap();
+    let mut buffer = ReceiveBuffer::default();
+    gateway
+        .find("DRAINED", |_| match a.receive(&mut buffer).unwrap() {
+            Received::Message(GatewayMessage::Drained) => Some(()),
+            Received::WouldBlock => None,
+            _ => panic!("something else came"),
+        })
+        .await;
+    gateway.until_workers("a", 0).await;
+    let berth = gateway.berth(&a, "b").await;
+    give_back(&a, Protocol::Http, &[("b", berth)]);
+    assert_eq!(gateway.arrival(&b).await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_worker_that_knows_no_drained_gets_the_end_of_file() {
+    let mut gateway = Gateway::with_functions();
+    let a = gateway.worker_with("a", Hello::MOVES).await;
+    a.say(&InstanceMessage::Drain).unwrap();
+    let mut buffer = ReceiveBuffer::default();
+    gateway
+        .find("the end of file", |_| match a.receive(&mut buffer).unwrap() {
+            Received::Closed => Some(()),
+            Received::WouldBlock => None,
+            _ => panic!("something else came"),
+        })
+        .await;
 }
