@@ -222,7 +222,7 @@ fn round(
     let settings = results.settings.clone();
     let bench = Bench { programs: &prepared.programs, settings: &settings, stage };
     for (work, found) in works.iter().zip(&mut results.works) {
-        if matches!(work.kind, Kind::Idle | Kind::HalfFlights) && round >= settings.long_rounds {
+        if work.kind == Kind::Idle && round >= settings.idle_rounds {
             continue;
         }
         let sides = stage.sides();
@@ -316,7 +316,7 @@ fn settings(arguments: &Arguments) -> Settings {
     let mut settings = if arguments.quick { Settings::QUICK } else { Settings::FULL };
     if let Some(rounds) = arguments.rounds {
         settings.rounds = rounds as usize;
-        settings.long_rounds = settings.long_rounds.min(settings.rounds);
+        settings.idle_rounds = settings.idle_rounds.min(settings.rounds);
     }
     settings
 }

@@ -17,8 +17,8 @@ pub fn markdown(results: &Results) -> String {
     };
     paragraph(format!(
         "This page is written by `cargo xtask bench --write-docs`. It shows one run: `{}`, begun {}, on {} ({} cores, {} \
-         MiB), Linux {}, load average before {}, commit {}; {} rounds of {} ms for each side and work, {} for idle and \
-         unfinished connections.",
+         MiB), Linux {}, load average before {}, commit {}; {} rounds of {} ms for each side and work, {} for idle \
+         connections.",
         results.command,
         results.began,
         host.processor,
@@ -29,7 +29,7 @@ pub fn markdown(results: &Results) -> String {
         host.commit,
         settings.rounds,
         settings.measured_ms,
-        settings.long_rounds,
+        settings.idle_rounds,
     ));
     words::METHOD.into_iter().for_each(|words| paragraph(words.to_owned()));
     paragraph(words::noise(results));

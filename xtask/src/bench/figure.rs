@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::statistics::Spread;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Figure {
@@ -54,5 +56,14 @@ impl Figure {
 
     pub const fn more_is_better(self) -> bool {
         matches!(self, Self::RequestsPerSecond | Self::MibPerSecond)
+    }
+
+    /// How near values come to others, round by round: 1 is as good, more is better.
+    pub fn ratio(self, values: &[f64], others: &[f64]) -> Option<Spread> {
+        if self.more_is_better() {
+            Spread::of_ratios(values, others)
+        } else {
+            Spread::of_ratios(others, values)
+        }
     }
 }

@@ -82,11 +82,8 @@ impl Outcome {
 impl WorkResults {
     /// How near a side comes to another: 1 is as good, less is worse, whichever direction the figure has.
     pub fn ratio(&self, side: Side, base: Side, figure: Figure) -> Option<Spread> {
-        let (side, base) = (self.sides.get(&side)?.values(figure), self.sides.get(&base)?.values(figure));
-        match figure.more_is_better() {
-            true => Spread::of_ratios(&side, &base),
-            false => Spread::of_ratios(&base, &side),
-        }
+        let (side, base) = (self.sides.get(&side)?, self.sides.get(&base)?);
+        figure.ratio(&side.values(figure), &base.values(figure))
     }
 
     /// What the work is mainly about.
