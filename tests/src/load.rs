@@ -1,5 +1,6 @@
 //! Clients that ask without a pause while something is changed, and an account of every request that failed.
 use std::{
+    mem,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -79,13 +80,20 @@ impl Load {
     }
 
     /// Fails with the first request that did.
-    pub fn stop(self) -> Result<()> {
+    pub fn stop(mut self) -> Result<()> {
         self.shared.stop.store(true, Ordering::Relaxed);
-        for client in self.clients {
+        for client in mem::take(&mut self.clients) {
             client.join().expect("a client panicked")?;
         }
         ensure!(self.shared.answers.load(Ordering::Relaxed) > 0, "nobody asked");
         Ok(())
+    }
+}
+
+impl Drop for Load {
+    /// A test that failed leaves nobody behind who asks on.
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
     }
 }
 
