@@ -7,6 +7,7 @@ use std::{
     net::TcpStream,
     os::fd::AsFd,
     thread,
+    time::{Duration, Instant},
 };
 
 use common::Protocol;
@@ -15,7 +16,7 @@ use handoff::{
     Purpose, SendError, WorkerId,
 };
 use nix::sys::signal::Signal;
-use support::{Function, Pool, client, connection, read_to_end, record, wait_readable};
+use support::{Function, PATIENCE, Pool, client, connection, read_to_end, record, wait_readable};
 
 const GET: &[u8] = b"GET /function/echo/x HTTP/1.1\r\nHost: a\r\n\r\n";
 
@@ -28,6 +29,15 @@ fn serve(pool: &Pool, protocol: Protocol, function: &str) -> TcpStream {
     let purpose = Purpose::Serve(function.parse().unwrap());
     assert_eq!(pool.end.send(&[record(1, protocol, purpose)], &[server.as_fd()]).unwrap(), 1);
     client
+}
+
+/// Waits for what the status page will say.
+fn until(is_so: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "it did not come to that");
+        thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// Reads one answer with a Content-Length.
@@ -158,13 +168,9 @@ fn what_leaves_is_not_lost_when_the_function_stops_and_the_gateway_is_behind() {
     let berth = Berth { to: WorkerId(1), instance: 1, worker: 0, places: 64 };
     let grant = Grant { function: asked, answer: GrantAnswer::Granted(berth) };
     pool.end.say(&GatewayMessage::Grant(grant)).unwrap();
-    while pool.status.taken() < CONNECTIONS || pool.status.open_connections() > 0 {
-        thread::yield_now();
-    }
+    until(|| pool.status.taken() == CONNECTIONS && pool.status.open_connections() == 0);
     function.signal(Signal::SIGTERM);
-    while !pool.status.draining() {
-        thread::yield_now();
-    }
+    until(|| pool.status.draining());
     pool.end.say(&GatewayMessage::Drained).unwrap();
 
     let mut returned = Vec::new();

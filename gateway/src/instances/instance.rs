@@ -14,6 +14,9 @@ use super::{
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 /// The longest pause, because a function that comes back should be served again within this.
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);
+/// Processes of an instance whose pool connections are kept at once: each but the last takes nothing more and has yet to
+/// close its own. One that never does must not make the gateway open ever more.
+const GENERATIONS: usize = 4;
 /// One that breaks off sooner after its HELLO is tried again as if it had never come.
 const PROVEN_AFTER: Duration = Duration::from_secs(1);
 
@@ -141,7 +144,10 @@ impl Instance {
     }
 
     fn lacks_workers(&self) -> bool {
-        self.listed && self.greeting.is_none() && self.taking() < self.wanted
+        self.listed
+            && self.greeting.is_none()
+            && self.taking() < self.wanted
+            && self.workers.len() < GENERATIONS * self.wanted
     }
 
     /// Waits for HELLO on a new pool connection.

@@ -436,6 +436,31 @@ async fn a_pool_connection_that_waits_for_its_hello_is_not_asked_for_again() {
 }
 
 #[tokio::test]
+async fn an_instance_that_drains_again_and_again_gets_no_more_pool_connections() {
+    let mut gateway = Gateway::new();
+    let listener = gateway.socket("echo.sock").listener();
+    let accept = |_: &Instances| listener.accept(&AllowedUids::RootAndOwn).unwrap();
+    let hello = Hello { worker: 0, workers: 1, pid: 1, features: Hello::MOVES };
+    let mut kept = Vec::new();
+    // Each connection for it shows the gateway that nobody takes one.
+    let come_by = |gateway: &mut Gateway| gateway.hand_over(&mut for_echo(0..1).1);
+    for _ in 0..4 {
+        let end = InstanceEnd::greet(gateway.find("a pool connection", accept).await, &hello).unwrap();
+        gateway.until_workers("echo", 1).await;
+        end.status().set_draining();
+        kept.push(end);
+        assert_eq!(come_by(&mut gateway), 0);
+    }
+    for _ in 0..20 {
+        let _ = timeout(Duration::from_millis(5), gateway.instances.changed()).await;
+        assert_eq!(come_by(&mut gateway), 0);
+    }
+    assert!(accept(&gateway.instances).is_none());
+    kept.pop();
+    gateway.find("another one in its place", accept).await;
+}
+
+#[tokio::test]
 async fn an_instance_with_much_to_say_does_not_keep_the_loop() {
     let mut gateway = Gateway::new();
     let listener = gateway.socket("echo.sock").listener();
