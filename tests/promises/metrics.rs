@@ -149,7 +149,7 @@ fn a_restarted_function_goes_on_counting(verdicts: Verdicts) -> Result<()> {
     Ok(())
 }
 
-/// The pool connection ends before the last request does, which may have come by another one.
+/// It takes nothing more before its last request ends, which may have come by an earlier gateway's pool connection.
 fn a_stopping_function_counts_to_the_end(verdicts: Verdicts) -> Result<()> {
     counts_to_the_end(verdicts, |_| {}).context("with its first gateway")?;
     let restart = |stack: &mut Stack| {

@@ -155,7 +155,7 @@ impl Objects {
         alive
     }
 
-    /// The map of this name, of which there must be one.
+    /// The map of this name; an error if there is none.
     pub fn map(&self, name: &str) -> io::Result<Map> {
         let maps = self.maps.iter().filter_map(|&id| Map::by_id(id).ok());
         maps.into_iter().find(|map| map.name == name).ok_or_else(|| io::ErrorKind::NotFound.into())
