@@ -9,7 +9,7 @@ use std::{
 };
 
 use common::FunctionName;
-use handoff::{Connection, MAX_BATCH, MessageBuffer};
+use handoff::{Connection, MAX_BATCH, MessageBuffer, WorkerId};
 use nix::sys::resource::{Resource, getrlimit};
 use tokio::{
     io::{Interest, unix::AsyncFd},
@@ -28,6 +28,7 @@ use self::{
     poller::{Poller, Source},
 };
 
+mod backlog;
 mod choice;
 mod closing;
 mod discovery;
@@ -119,6 +120,8 @@ pub struct Instances {
     spent: Vec<OwnedFd>,
     /// Memory for what instances say; taken out while it is read.
     message: Option<MessageBuffer>,
+    /// Workers that wait for places at functions all of whose workers are full.
+    asked: Vec<(WorkerId, FunctionName)>,
     moves: MoveCounts,
     /// Connections that moved to nobody and are to be refused.
     orphans: Vec<Ready>,
@@ -172,6 +175,7 @@ impl Instances {
             handed: Vec::new(),
             spent: Vec::new(),
             message: None,
+            asked: Vec::new(),
             moves: MoveCounts::new(),
             orphans: Vec::new(),
         };
@@ -317,7 +321,7 @@ impl Instances {
             // Whoever finds none when it is tried again comes back.
             self.starved.clear();
         }
-        let waiting = self.send_backlogs();
+        let waiting = self.send_backlogs() | self.grant_to_waiting();
         self.room_poll_at = (waiting || !self.starved.is_empty()).then(|| now + ROOM_POLL);
         room
     }

@@ -1,21 +1,35 @@
 //! A function is started anew, with another environment or certificate, and no request fails.
-use std::{fs, thread, time::Duration};
+use std::{
+    fs,
+    sync::{Arc, Mutex},
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use tests::{
     Stack, Verdicts,
-    configuration::Configuration,
+    configuration::{Configuration, with_lines, without},
+    crowd::crowd,
     eventually,
     load::Load,
-    stack::{DOMAINS, Plan},
+    metrics::Metrics,
+    probe::answerer,
+    stack::{AddressBook, DOMAINS, Plan, host},
+    tls,
     wire::{Client, Wire},
 };
 
 in_both_modes!(
     a_redeploy_fails_no_request,
     a_redeploy_fails_no_request_of_those_that_move,
-    an_idle_connection_gets_one_more_answer,
+    a_redeploy_ends_no_connection,
+    idle_connections_go_on_at_the_new_instance,
+    a_request_in_progress_does_not_end_its_connection,
+    a_crowd_goes_on_at_the_new_instance,
+    without_a_new_instance_there_is_one_more_answer,
+    a_session_that_can_not_move_has_one_more_answer,
     an_idle_connection_may_still_leave,
     a_new_certificate_is_shown,
     a_function_that_can_not_start_changes_nothing,
@@ -44,6 +58,11 @@ fn a_redeploy_fails_no_request_of_those_that_move(verdicts: Verdicts) -> Result<
     redeploys_under(verdicts, |stack| Load::moving(stack, &["echo", "hello"]))
 }
 
+fn a_redeploy_ends_no_connection(verdicts: Verdicts) -> Result<()> {
+    redeploys_under(verdicts, |stack| Load::unbroken(stack, &["echo"]))?;
+    redeploys_under(verdicts, |stack| Load::unbroken(stack, &["echo", "hello"]))
+}
+
 fn redeploys_under(verdicts: Verdicts, begin: impl FnOnce(&Stack) -> Load) -> Result<()> {
     let mut stack = Stack::start(verdicts);
     let configuration = Configuration::of(&stack);
@@ -54,7 +73,7 @@ fn redeploys_under(verdicts: Verdicts, begin: impl FnOnce(&Stack) -> Load) -> Re
         // From one instance to two, and back.
         let instances = 1 + round % 2;
         let lines = format!("instances = {instances}\nenv = {{ ROUND = \"{round}\" }}");
-        configuration.replace(&tests::configuration::with_lines(&first, "echo", &lines));
+        configuration.replace(&with_lines(&first, "echo", &lines));
         load.wait_for_more();
         redeployed(&mut stack);
         load.wait_for_more();
@@ -65,57 +84,152 @@ fn redeploys_under(verdicts: Verdicts, begin: impl FnOnce(&Stack) -> Load) -> Re
     Ok(())
 }
 
-/// What stands between two requests when the old instance is asked to go is answered, and then ends in order.
-fn an_idle_connection_gets_one_more_answer(verdicts: Verdicts) -> Result<()> {
-    let mut stack = Stack::start(verdicts);
-    let mut clients = [stack.client()?, stack.tls_client("echo")?];
-    for client in &mut clients {
-        ensure!(client.request("GET", "/function/echo", "echo.faas.local", None)?.status() == 200);
+/// Clients of each kind, whom echo has answered.
+fn answered_clients(stack: &Stack) -> Result<Vec<Client>> {
+    let mut clients = vec![stack.client()?];
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        let config = tls::config(&stack.authority, &[version]);
+        clients.push(tls::connect(stack.https, &host("echo"), Arc::new(config))?);
     }
-    Configuration::of(&stack).add_to("echo", "env = { ROUND = \"1\" }");
-    let before = stack.processes_of("echo");
-    stack.supervisor().signal(Signal::SIGHUP);
-    // Said with the signal that asks them to go.
-    stack.supervisor().wait_for_line("have taken over").context("it took over")?;
-    for client in &mut clients {
-        // The signal is heard in one of the pauses.
-        loop {
-            let answer = client.request("GET", "/function/echo", "echo.faas.local", None)?;
-            ensure!(answer.status() == 200, "{answer:?}");
-            if answer.head.field("connection") == Some("close") {
-                break;
-            }
-            thread::sleep(Duration::from_millis(100));
-        }
-        client.expect_close()?;
-    }
-    until_gone(&mut stack, &before);
+    clients.iter_mut().try_for_each(|client| is_answered(client, "echo"))?;
+    Ok(clients)
+}
+
+/// The function answers, and the connection stays open.
+fn is_answered(client: &mut Client, function: &str) -> Result<()> {
+    let answer = client.request("GET", &format!("/function/{function}"), &host("echo"), None)?;
+    ensure!(answer.status() == 200 && answerer(&answer) == Some(function), "{answer:?}");
+    ensure!(answer.head.field("connection").is_none(), "{answer:?}");
     Ok(())
 }
 
-/// The one more request is for another function, which answers it.
-fn an_idle_connection_may_still_leave(verdicts: Verdicts) -> Result<()> {
-    let mut stack = Stack::start(verdicts);
-    let mut clients = [stack.client()?, stack.tls_client("echo")?];
-    for client in &mut clients {
-        ensure!(client.request("GET", "/function/echo", "echo.faas.local", None)?.status() == 200);
+/// Asks until the answer says that it is the last one on this connection, and waits for its end.
+fn is_answered_to_the_end(client: &mut Client) -> Result<()> {
+    loop {
+        let answer = client.request("GET", "/function/echo", &host("echo"), None)?;
+        ensure!(answer.status() == 200, "{answer:?}");
+        if answer.head.field("connection") == Some("close") {
+            return client.expect_close();
+        }
+        // The signal is heard in one of the pauses.
+        thread::sleep(Duration::from_millis(100));
     }
+}
+
+/// What waits between two requests when the old instance is asked to go is the new one's, whether or not it has been at
+/// another function in between.
+fn idle_connections_go_on_at_the_new_instance(verdicts: Verdicts) -> Result<()> {
+    let mut stack = Stack::start(verdicts);
+    let configuration = Configuration::of(&stack);
+    let first = configuration.text();
+    let mut clients = answered_clients(&stack)?;
+    // One that has a session and has not asked yet.
+    clients.push(stack.tls_client("echo")?);
+    for round in 0..3 {
+        configuration.replace(&with_lines(&first, "echo", &format!("env = {{ ROUND = \"{round}\" }}")));
+        redeployed(&mut stack);
+        for client in &mut clients {
+            is_answered(client, "echo")?;
+            is_answered(client, "hello")?;
+            is_answered(client, "echo")?;
+        }
+    }
+    Ok(())
+}
+
+/// A request that is in progress is answered by the old instance, which then lets the connection go on.
+fn a_request_in_progress_does_not_end_its_connection(verdicts: Verdicts) -> Result<()> {
+    let mut stack = Stack::start(verdicts);
+    let before = stack.processes_of("echo");
+    let mut clients = answered_clients(&stack)?;
+    let head = format!("POST /function/echo HTTP/1.1\r\nHost: {}\r\nContent-Length: 4\r\n\r\n", host("echo"));
+    for client in &mut clients {
+        client.send(head.as_bytes())?;
+        client.send(b"ha")?;
+    }
+    Configuration::of(&stack).add_to("echo", "env = { ROUND = \"1\" }");
+    stack.supervisor().signal(Signal::SIGHUP);
+    stack.supervisor().wait_for_line("have taken over").context("it took over")?;
+    ensure!(stack.processes_of("echo").iter().any(|pid| before.contains(pid)), "nobody waits for the rest");
+    for client in &mut clients {
+        client.send(b"lf")?;
+        let answer = client.response()?;
+        ensure!(answer.text() == "half" && answer.head.field("connection").is_none(), "{answer:?}");
+    }
+    until_gone(&mut stack, &before);
+    clients.iter_mut().try_for_each(|client| is_answered(client, "echo"))
+}
+
+/// More than fit into any queue at once.
+fn a_crowd_goes_on_at_the_new_instance(verdicts: Verdicts) -> Result<()> {
+    const EACH: usize = 600;
+    let mut stack = Stack::start(verdicts);
+    let book = AddressBook::clone(&stack);
+    let clients = Mutex::new(Vec::new());
+    crowd(8, 2 * EACH, |number| {
+        let mut client = if number % 2 == 0 { book.client()? } else { book.tls_client("echo")? };
+        is_answered(&mut client, "echo")?;
+        clients.lock().unwrap().push(client);
+        Ok(())
+    });
+    Configuration::of(&stack).add_to("echo", "env = { ROUND = \"1\" }");
+    redeployed(&mut stack);
+    let metrics = Metrics::scrape(&stack)?;
+    let moves = |outcome| {
+        let labels = [("source", "echo"), ("target", "echo"), ("outcome", outcome)];
+        metrics.sum("pointsman_moves_total", &labels)
+    };
+    ensure!(moves("moved") == 2.0 * EACH as f64, "{} moved", moves("moved"));
+    for client in clients.into_inner().unwrap().iter_mut() {
+        is_answered(client, "echo")?;
+    }
+    Ok(())
+}
+
+/// A function that is taken out of the configuration has nobody who could go on: what comes soon is answered, and the end
+/// said with it.
+fn without_a_new_instance_there_is_one_more_answer(verdicts: Verdicts) -> Result<()> {
+    let mut stack = Stack::start(verdicts);
+    let mut clients = answered_clients(&stack)?;
+    let before = stack.processes_of("echo");
+    let configuration = Configuration::of(&stack);
+    configuration.replace(&without(&configuration.text(), "echo"));
+    stack.supervisor().signal(Signal::SIGHUP);
+    clients.iter_mut().try_for_each(is_answered_to_the_end)?;
+    eventually("the instance to be gone", || stack.processes_of("echo").is_empty().then_some(()));
+    ensure!(!before.is_empty());
+    Ok(())
+}
+
+/// Without anchors no session can move.
+fn a_session_that_can_not_move_has_one_more_answer(verdicts: Verdicts) -> Result<()> {
+    let mut stack = Plan::new(verdicts).without_anchors().start();
+    let mut clients = answered_clients(&stack)?;
     let before = stack.processes_of("echo");
     Configuration::of(&stack).add_to("echo", "env = { ROUND = \"1\" }");
     stack.supervisor().signal(Signal::SIGHUP);
     stack.supervisor().wait_for_line("have taken over").context("it took over")?;
-    // The old instance has heard the signal by then, or the test shows less.
+    let (plain, sessions) = clients.split_first_mut().context("a client")?;
+    sessions.iter_mut().try_for_each(is_answered_to_the_end)?;
+    until_gone(&mut stack, &before);
+    is_answered(plain, "echo")
+}
+
+/// Where nobody goes on, the one more request may be for another function, which answers it.
+fn an_idle_connection_may_still_leave(verdicts: Verdicts) -> Result<()> {
+    let mut stack = Stack::start(verdicts);
+    let mut clients = answered_clients(&stack)?;
+    let configuration = Configuration::of(&stack);
+    configuration.replace(&without(&configuration.text(), "echo"));
+    stack.supervisor().signal(Signal::SIGHUP);
+    // The instance has heard the signal by then, or the test shows less.
     thread::sleep(Duration::from_millis(100));
     for client in &mut clients {
-        let answer = client.request("GET", "/function/hello", "echo.faas.local", None)?;
-        ensure!(answer.status() == 200 && answer.text().starts_with("Hello"), "{answer:?}");
+        let answer = client.request("GET", "/function/hello", &host("echo"), None)?;
+        ensure!(answer.status() == 200 && answerer(&answer) == Some("hello"), "{answer:?}");
     }
-    until_gone(&mut stack, &before);
-    for client in &mut clients {
-        let answer = client.request("GET", "/function/echo", "echo.faas.local", None)?;
-        ensure!(answer.status() == 200, "{answer:?}");
-    }
-    Ok(())
+    eventually("the instance to be gone", || stack.processes_of("echo").is_empty().then_some(()));
+    clients.iter_mut().try_for_each(|client| is_answered(client, "hello"))
 }
 
 fn a_new_certificate_is_shown(verdicts: Verdicts) -> Result<()> {

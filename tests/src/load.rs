@@ -8,7 +8,7 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::{
     probe::answerer,
@@ -23,6 +23,8 @@ pub enum Manner {
     New,
     /// As many requests on a connection as the function allows.
     KeepAlive,
+    /// All requests on one connection, which must not end.
+    Unbroken,
 }
 
 /// Clients over HTTP and TLS, at work until they are stopped.
@@ -46,6 +48,11 @@ impl Load {
     /// Clients that ask these functions in turn, on one connection.
     pub fn moving(stack: &AddressBook, functions: &[&str]) -> Self {
         Self::of(stack, functions, &[Manner::KeepAlive])
+    }
+
+    /// Clients that ask these functions in turn, on one connection which nobody else may end.
+    pub fn unbroken(stack: &AddressBook, functions: &[&str]) -> Self {
+        Self::of(stack, functions, &[Manner::Unbroken])
     }
 
     fn of(stack: &AddressBook, functions: &[&str], manners: &[Manner]) -> Self {
@@ -120,12 +127,12 @@ fn ask(
             .with_context(|| format!("after {answered} answers on this connection"))?;
         ensure!(answer.status() == 200 && answerer(&answer).is_some(), "{answer:?}");
         shared.answers.fetch_add(1, Ordering::Relaxed);
-        if manner == Manner::KeepAlive {
-            if answer.head.field("connection") == Some("close") {
-                client.expect_close()?;
-            } else {
-                kept = Some((client, answered + 1));
-            }
+        let closes = answer.head.field("connection") == Some("close");
+        match manner {
+            Manner::New => {}
+            Manner::KeepAlive if closes => client.expect_close()?,
+            Manner::Unbroken if closes => bail!("an end after {answered} answers on this connection"),
+            Manner::KeepAlive | Manner::Unbroken => kept = Some((client, answered + 1)),
         }
     }
     Ok(())

@@ -3,7 +3,9 @@ use std::{convert::Infallible, net::TcpListener, rc::Rc};
 
 use base::{
     Body, Linger,
-    internals::{Connection, Hosts, Identity, Limits, Mover, Origin, Shared, Stop, Stream, Tally},
+    internals::{
+        Connection, Hosts, Identity, Limits, Mover, Origin, Shared, Stop, Stream, Succession, Tally,
+    },
     socket::Socket,
     tls::{SessionState, TlsStream},
 };
@@ -52,6 +54,7 @@ fn served() -> TcpStream {
             linger: Linger::default(),
             stop: Stop::default(),
             mover: Mover::default(),
+            succession: Succession::default(),
             tally: Tally::default(),
             access_log: None,
         });

@@ -53,7 +53,7 @@ where
         let name = options.function_name().ok_or(StartError::NoName)?;
         let hosts = Hosts::new(name, &options.domains, &options.hosts, &options.other_hosts);
         let acceptor = acceptor(options, fds)?;
-        let moving = moving(options, fds, acceptor.as_ref())?;
+        let moving = moving(name, options, fds, acceptor.as_ref())?;
         let options = options.clone();
         let make = move |worker: &Worker| {
             let shared = Rc::new(Shared {
@@ -62,6 +62,7 @@ where
                 linger: worker.linger.clone(),
                 stop: worker.stop.clone(),
                 mover: worker.mover.clone(),
+                succession: worker.succession.clone(),
                 tally: worker.tally.clone(),
                 access_log: options.access_log.then(AccessLog::default),
             });
@@ -221,7 +222,12 @@ fn acceptor(options: &Options, fds: &mut ListenFds) -> Result<Option<Acceptor>, 
 }
 
 /// How this function's connections move to others.
-fn moving(options: &Options, fds: &mut ListenFds, acceptor: Option<&Acceptor>) -> Result<Moving, StartError> {
+fn moving(
+    name: FunctionName,
+    options: &Options,
+    fds: &mut ListenFds,
+    acceptor: Option<&Acceptor>,
+) -> Result<Moving, StartError> {
     let anchors = match (fds.remove("anchors"), &options.anchors) {
         (Some(file), _) => Some(tls::anchors_from_file(&File::from(file))?),
         (None, Some(path)) => Some(tls::anchors_from_path(path)?),
@@ -230,7 +236,7 @@ fn moving(options: &Options, fds: &mut ListenFds, acceptor: Option<&Acceptor>) -
     let agreements = acceptor.zip(anchors).map(|(acceptor, anchors)| {
         Agreements::new(Arc::clone(acceptor.identity()), anchors, options.domains.clone())
     });
-    Ok(Moving { policy: options.moves_to.clone(), agreements, pairs: Default::default() })
+    Ok(Moving { name, policy: options.moves_to.clone(), agreements, pairs: Default::default() })
 }
 
 fn serve_connection<S: Service>(

@@ -22,7 +22,7 @@ mod worker;
 pub mod internals {
     pub use crate::{
         http::{Connection, Hosts, Identity, Limits, Shared, Tally},
-        moves::{Mover, Origin},
+        moves::{Mover, Origin, Succession},
         stop::Stop,
         stream::Stream,
     };

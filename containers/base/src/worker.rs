@@ -27,7 +27,7 @@ use crate::{
     http::Tally,
     linger::Linger,
     memory::Crowd,
-    moves::{Letter, Luggage, Mover, Moving, Post},
+    moves::{Letter, Luggage, Mover, Moving, Post, Succession},
     pool::Pool,
     readable::Readable,
     socket::Socket,
@@ -60,6 +60,7 @@ pub struct Worker {
     pub linger: Linger,
     pub stop: Stop,
     pub(crate) mover: Mover,
+    pub(crate) succession: Succession,
     pub(crate) tally: Tally,
     open: Arc<Open>,
     ticking: Cell<bool>,
@@ -139,7 +140,9 @@ async fn work<H, F>(
 {
     let mover = plan.moving.as_ref().map(|moving| Mover::new(Arc::clone(moving), plan.index));
     let features = if mover.is_some() { Hello::MOVES | Hello::DRAINED } else { 0 };
-    let worker = Rc::new(Worker { mover: mover.unwrap_or_default(), ..Worker::default() });
+    let mover = mover.unwrap_or_default();
+    let succession = Succession::new(mover.clone());
+    let worker = Rc::new(Worker { mover, succession, ..Worker::default() });
     let handler = Rc::new(make(&worker));
     if let Some(Direct { listeners, name }) = direct {
         listeners.serve(name, &worker, plan.connections_max, &handler);
@@ -198,6 +201,10 @@ impl Worker {
         for post in self.posts() {
             post.status().set_draining();
             post.send(Letter::Drain);
+        }
+        if self.open.connections.load(Ordering::Relaxed) > 0 {
+            let succession = self.succession.clone();
+            spawn_local(async move { succession.look().await });
         }
         self.until(|| self.posts().all(|post| post.is_drained())).await;
     }

@@ -40,6 +40,11 @@ impl Leases {
         }
     }
 
+    /// Places that are left at a worker.
+    pub fn places(&self, to: WorkerId) -> u32 {
+        self.0.iter().find(|lease| lease.to == to).map_or(0, |lease| lease.places)
+    }
+
     pub fn holds(&self, to: WorkerId) -> bool {
         self.0.iter().any(|lease| lease.to == to)
     }
@@ -68,9 +73,10 @@ mod tests {
         leases.add(B, 1);
         leases.add(A, 1);
         assert_eq!(leases.spend(A, 2), 2);
+        assert_eq!((leases.places(A), leases.places(B)), (1, 1));
         assert_eq!(leases.spend(A, 2), 1);
         assert_eq!(leases.spend(A, 1), 0);
-        assert!(!leases.holds(A));
+        assert!(!leases.holds(A) && leases.places(A) == 0);
         assert_eq!((leases.spend(B, 1), leases.spend(B, 1)), (1, 0));
     }
 

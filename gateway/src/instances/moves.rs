@@ -1,6 +1,7 @@
 //! The way of connections from one function to another: places are granted, then each is passed on at once.
 use std::{
     collections::BTreeMap,
+    mem,
     os::fd::{AsFd, OwnedFd},
     slice,
     vec::Drain,
@@ -9,18 +10,26 @@ use std::{
 use arrayvec::ArrayVec;
 use common::{FunctionName, Protocol, Refusal};
 use handoff::{
-    Berth, Connection, Flight, FromInstance, GatewayEnd, GatewayMessage, Grant, GrantAnswer, Hello,
-    InstanceMessage, MAX_MOVES, Move, Purpose, Role, SendError, WorkerId,
+    Berth, Connection, Flight, FromInstance, GatewayMessage, Grant, GrantAnswer, Hello, InstanceMessage,
+    MAX_MOVES, Move, Purpose, SendError, WorkerId,
 };
 
-use super::{Instances, Ready, Source, worker::Worker};
+use super::{
+    Instances, Ready, Source,
+    backlog::Waiting,
+    choice,
+    worker::{Load, Worker},
+};
 
 /// Places in one grant: asking for more is one message for so many moves, and all of them may come at once.
 const PLACES: u32 = 64;
 
-/// Messages that wait for room in one worker's queue: as much as the queue itself holds. Each may hold a descriptor and
-/// all that travels with a connection. What came together is not torn apart at the limit.
-const BACKLOG_MAX: usize = 256;
+/// Places in one grant to a worker that stops, for its own function: what it has is to be spread over all who can take it,
+/// which can be told apart only by what they have already.
+const PLACES_OF_SUCCESSORS: u32 = 8;
+
+/// Places at one worker that another one may hold: whoever asks before it needs more has far fewer.
+const HELD_MAX: u32 = 4 * PLACES;
 
 /// Connections and other messages that are taken from one pool connection in one turn, so that none keeps the others
 /// waiting.
@@ -58,46 +67,6 @@ pub type MoveCounts = BTreeMap<(FunctionName, FunctionName, MoveOutcome), u64>;
 
 /// The sockets of connections that move with one message.
 type Sockets = ArrayVec<OwnedFd, MAX_MOVES>;
-
-/// A message that waits for room in a worker's queue. All wait in one line, because luggage is opened in the order in
-/// which it was sealed.
-pub enum Waiting {
-    Grant(Grant),
-    Flight { peer: WorkerId, function: FunctionName, agreement: u64, from: Role, bytes: Box<[u8]> },
-    Moved { connection: Connection, peer: WorkerId, payload: Box<[u8]>, socket: OwnedFd },
-    Revoke(WorkerId),
-    Drained,
-}
-
-impl Waiting {
-    fn of(message: &GatewayMessage<'_>) -> Self {
-        match message {
-            GatewayMessage::Grant(grant) => Self::Grant(*grant),
-            GatewayMessage::Flight(flight) => {
-                let Flight { peer, function, agreement, from, bytes } = *flight;
-                Self::Flight { peer, function, agreement, from, bytes: bytes.into() }
-            }
-            GatewayMessage::Revoke(worker) => Self::Revoke(*worker),
-            GatewayMessage::Drained => Self::Drained,
-        }
-    }
-
-    fn send(&self, end: &GatewayEnd) -> Result<(), SendError> {
-        match self {
-            Self::Grant(grant) => end.say(&GatewayMessage::Grant(*grant)),
-            Self::Flight { peer, function, agreement, from, bytes } => {
-                let (peer, function, agreement, from) = (*peer, *function, *agreement, *from);
-                end.say(&GatewayMessage::Flight(Flight { peer, function, agreement, from, bytes }))
-            }
-            Self::Moved { connection, peer, payload, socket } => {
-                let moved = Move { connection: *connection, peer: *peer, payload };
-                end.send_moved(&[moved], &[socket.as_fd()]).map(|_| ())
-            }
-            Self::Revoke(worker) => end.say(&GatewayMessage::Revoke(*worker)),
-            Self::Drained => end.say(&GatewayMessage::Drained),
-        }
-    }
-}
 
 /// What ended the conversation with a worker in this turn.
 pub enum Heard {
@@ -151,10 +120,7 @@ impl Instances {
 
     fn answer(&mut self, from: WorkerId, message: InstanceMessage<'_>) {
         match message {
-            InstanceMessage::Ask(function) => {
-                let answer = self.grant(from, function);
-                self.say(from, &GatewayMessage::Grant(Grant { function, answer }));
-            }
+            InstanceMessage::Ask(function) => self.grant_or_wait(from, function),
             InstanceMessage::Flight(flight) => self.relay(from, &flight),
             InstanceMessage::Revoked(to) => {
                 if let Some(worker) = self.worker(from) {
@@ -172,24 +138,93 @@ impl Instances {
         }
     }
 
-    fn grant(&mut self, from: WorkerId, function: FunctionName) -> GrantAnswer {
-        if !self.known.contains(&function) {
-            return GrantAnswer::Unknown;
-        }
+    /// Answers a question for places, or leaves it until somebody has room: whoever asks knows how long that may take.
+    fn grant_or_wait(&mut self, from: WorkerId, function: FunctionName) {
         self.begin_round();
-        let Some((slot, index)) = self.pick(&function) else { return GrantAnswer::Unavailable };
-        let Some(instance) = &self.slots[slot] else { return GrantAnswer::Unavailable };
+        match self.grant(from, function) {
+            Some(answer) => {
+                self.say(from, &GatewayMessage::Grant(Grant { function, answer }));
+            }
+            None if self.asked.contains(&(from, function)) => {}
+            None => {
+                self.asked.push((from, function));
+                self.poll_for_room();
+            }
+        }
+    }
+
+    /// Answers those who wait for room; true when somebody waits still.
+    pub(super) fn grant_to_waiting(&mut self) -> bool {
+        for (from, function) in mem::take(&mut self.asked) {
+            if self.worker(from).is_some() {
+                self.grant_or_wait(from, function);
+            }
+        }
+        !self.asked.is_empty()
+    }
+
+    /// `None` while all who could take connections are full, or have granted enough.
+    fn grant(&mut self, from: WorkerId, function: FunctionName) -> Option<GrantAnswer> {
+        if !self.known.contains(&function) {
+            return Some(GrantAnswer::Unknown);
+        }
+        let is_successor = self.function_of(from) == Some(function);
+        let found = if is_successor { self.pick_successor(from, &function) } else { self.pick(&function) };
+        let Some((slot, index)) = found else {
+            let is_there =
+                self.takers(&function).any(|(slot, worker)| !self.is_of_process(from, slot, worker));
+            return (!is_there).then_some(GrantAnswer::Unavailable);
+        };
+        let instance = self.slots[slot].as_ref()?;
         let target = &instance.workers[index];
-        if target.hello.features & Hello::MOVES == 0 || target.backlog.len() >= BACKLOG_MAX {
-            return GrantAnswer::Unavailable;
+        if target.hello.features & Hello::MOVES == 0 {
+            return Some(GrantAnswer::Unavailable);
         }
         let to = id_of(slot, target.serial);
-        let berth = Berth { to, instance: instance.number, worker: target.hello.worker, places: PLACES };
-        match self.worker(from) {
-            Some(source) => source.leases.add(to, PLACES),
-            None => return GrantAnswer::Unavailable,
+        let places = if is_successor { PLACES_OF_SUCCESSORS } else { PLACES };
+        let berth = Berth { to, instance: instance.number, worker: target.hello.worker, places };
+        let has_room = target.backlog.has_room();
+        let source = self.worker(from)?;
+        if !has_room || source.leases.places(to) + places > HELD_MAX {
+            return None;
         }
-        GrantAnswer::Granted(berth)
+        source.leases.add(to, places);
+        Some(GrantAnswer::Granted(berth))
+    }
+
+    /// The worker of another instance for what a worker that stops has. What its like were granted there counts as if it had
+    /// come, because all the workers of an instance that stops ask at once.
+    fn pick_successor(&mut self, from: WorkerId, function: &FunctionName) -> Option<(usize, usize)> {
+        let (slot, _) = self.pick(function)?;
+        let promised = |to: WorkerId| -> u64 {
+            let like = self.slots.iter().flatten().filter(|instance| instance.function == *function);
+            like.flat_map(|instance| &instance.workers)
+                .map(|worker| u64::from(worker.leases.places(to)))
+                .sum()
+        };
+        let workers = self.slots[slot].as_ref()?.workers.iter();
+        let loads = workers.map(|worker| {
+            let load = worker.load().filter(|_| !self.is_of_process(from, slot, worker))?;
+            Some(Load { connections: load.connections + promised(id_of(slot, worker.serial)), ..load })
+        });
+        choice::of_all(loads).map(|(index, _)| (slot, index))
+    }
+
+    /// The workers of a function that take connections, with their slots.
+    fn takers(&self, function: &FunctionName) -> impl Iterator<Item = (usize, &Worker)> {
+        let listed = self.functions.get(function).into_iter().flatten();
+        let instances = listed.filter_map(|&slot| Some((slot, self.slots[slot].as_ref()?)));
+        instances
+            .flat_map(|(slot, instance)| instance.workers.iter().map(move |worker| (slot, worker)))
+            .filter(|(_, worker)| worker.is_taking())
+    }
+
+    /// Whether a worker belongs to the same process as another one.
+    fn is_of_process(&self, one: WorkerId, slot: usize, other: &Worker) -> bool {
+        let Source::Pool { slot: of_one, serial } = Source::of_key(one.0) else { return false };
+        let instance = self.slots.get(of_one as usize).and_then(Option::as_ref);
+        let one = instance.and_then(|instance| instance.workers.iter().find(|one| one.serial == serial));
+        of_one as usize == slot && one.is_some_and(|one| one.hello.pid == other.hello.pid)
     }
 
     /// Passes a flight of a key agreement on; who it is from is the gateway's to say, and proven by what is in it.
@@ -285,17 +320,10 @@ impl Instances {
                 self.spent.extend(sockets.drain(..));
                 true
             }
-            Err(SendError::WouldBlock | SendError::TooManyReferences)
-                if worker.backlog.len() >= BACKLOG_MAX =>
-            {
-                false
-            }
             Err(SendError::WouldBlock | SendError::TooManyReferences) => {
-                let waiting = moves.iter().zip(sockets.drain(..)).map(|(moved, socket)| {
-                    let Move { connection, peer, payload } = *moved;
-                    Waiting::Moved { connection, peer, payload: payload.into(), socket }
-                });
-                worker.backlog.extend(waiting);
+                for (moved, socket) in moves.iter().zip(sockets.drain(..)) {
+                    worker.backlog.push_moved(moved, socket);
+                }
                 self.poll_for_room();
                 true
             }
@@ -314,10 +342,10 @@ impl Instances {
         for slot in 0..self.slots.len() {
             let Some(instance) = &mut self.slots[slot] else { continue };
             for worker in &mut instance.workers {
-                while let Some(first) = worker.backlog.front() {
+                while let Some(first) = worker.backlog.first() {
                     match first.send(worker.end()) {
                         Ok(()) => {
-                            if let Some(Waiting::Moved { socket, .. }) = worker.backlog.pop_front() {
+                            if let Some(Waiting::Moved { socket, .. }) = worker.backlog.pop() {
                                 worker.count_sent(1);
                                 self.in_flight_estimate += 1;
                                 self.spent.push(socket);
@@ -390,12 +418,10 @@ impl Instances {
             if worker.backlog.is_empty() { worker.end().say(message) } else { Err(SendError::WouldBlock) };
         match said {
             Ok(()) => true,
-            Err(SendError::WouldBlock | SendError::TooManyReferences)
-                if worker.backlog.len() < BACKLOG_MAX =>
-            {
-                worker.backlog.push_back(Waiting::of(message));
+            Err(SendError::WouldBlock | SendError::TooManyReferences) => {
+                let waits = worker.backlog.push(message);
                 self.poll_for_room();
-                true
+                waits
             }
             Err(error) => {
                 // Whoever waits for it in vain gives up by itself.

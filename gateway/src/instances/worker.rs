@@ -1,6 +1,5 @@
 //! One pool connection: what was sent on it, and how much of that is still in its queue.
 use std::{
-    collections::VecDeque,
     os::fd::{AsFd, BorrowedFd},
     sync::Arc,
     time::Duration,
@@ -11,7 +10,7 @@ use handoff::{
 };
 use tokio::time::Instant;
 
-use super::{leases::Leases, moves::Waiting};
+use super::{backlog::Backlog, leases::Leases};
 
 /// Connections in flight on one pool connection: below the 278 one-connection messages that a send buffer of the
 /// default size holds, so that it is this bound that is met and not the kernel's.
@@ -39,8 +38,8 @@ pub struct Worker {
     moved_at: Instant,
     /// Its places at other workers.
     pub leases: Leases,
-    /// What was to be said while its queue was full, the first to go first.
-    pub backlog: VecDeque<Waiting>,
+    /// What was to be said while its queue was full.
+    pub backlog: Backlog,
     waits_to_be_drained: bool,
 }
 
@@ -84,7 +83,7 @@ impl Worker {
             taken: 0,
             moved_at: Instant::now(),
             leases: Leases::default(),
-            backlog: VecDeque::new(),
+            backlog: Backlog::default(),
             waits_to_be_drained: false,
         }
     }
@@ -142,7 +141,7 @@ impl Worker {
 
     /// Connections that move to it and wait for room in its queue.
     pub fn waiting(&self) -> u64 {
-        self.backlog.iter().filter(|waiting| matches!(waiting, Waiting::Moved { .. })).count() as u64
+        self.backlog.moved() as u64
     }
 
     /// Connections that were sent and not taken: what its death would lose.

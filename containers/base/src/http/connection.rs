@@ -36,7 +36,7 @@ use super::{
 };
 use crate::{
     linger::Linger,
-    moves::{Luggage, Mover, Origin, Place, Refused, State},
+    moves::{Luggage, Mover, Origin, Place, Prospect, Refused, State, Succession},
     stop::{Listener, Stop},
     stream::Stream,
     timer::{Timer, Wait},
@@ -56,6 +56,7 @@ pub struct Shared {
     pub linger: Linger,
     pub stop: Stop,
     pub mover: Mover,
+    pub succession: Succession,
     pub tally: Tally,
     pub access_log: Option<AccessLog>,
 }
@@ -73,6 +74,8 @@ pub struct Connection {
     /// The function that the client came for, if it came for another one.
     home: Option<Box<FunctionName>>,
     stop: Listener,
+    /// Looks for another instance when this one stops.
+    successor: Option<Pin<Box<dyn Future<Output = Option<Place>>>>>,
     scan: HeadScan,
     empty_lines: u16,
     requests: u64,
@@ -121,6 +124,17 @@ pub(super) struct Leave {
 enum Asked {
     Serve(Box<Exchange>),
     Leave(Box<Leave>),
+    /// Nothing, and another instance will be asked from now on.
+    Go(Place),
+}
+
+/// What comes of waiting for a head.
+pub(super) enum Heard {
+    /// It is so long.
+    Head(usize),
+    Fault(Reject),
+    /// None came, and another instance takes the connection.
+    Successor(Place),
 }
 
 impl Connection {
@@ -136,6 +150,7 @@ impl Connection {
             protocol,
             origin,
             home: None,
+            successor: None,
             scan: HeadScan::default(),
             empty_lines: 0,
             requests: 0,
@@ -161,6 +176,7 @@ impl Connection {
                     Ok(None) => continue,
                     Err(end) => return Finish::End(end),
                 },
+                Ok(Asked::Go(place)) => return Finish::Move(place),
                 Err(end) => return Finish::End(end),
             };
             let next = Box::pin(exchange.run(self, service)).await;
@@ -248,8 +264,9 @@ impl Connection {
     fn poll_exchange(&mut self, cx: &mut Context<'_>) -> Poll<Result<Asked, End>> {
         loop {
             let judged = match ready!(self.poll_head(cx))? {
-                Ok(length) => self.judge(length),
-                Err(reject) => Err(reject),
+                Heard::Head(length) => self.judge(length),
+                Heard::Fault(reject) => Err(reject),
+                Heard::Successor(place) => return Poll::Ready(Ok(Asked::Go(place))),
             };
             match judged {
                 Ok(Judged::Serve(exchange)) => return Poll::Ready(Ok(Asked::Serve(Box::new(exchange)))),
@@ -271,39 +288,63 @@ impl Connection {
     }
 
     /// Waits for a whole head at the front of the input, and consumes nothing of it.
-    pub(super) fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Result<usize, Reject>, End>> {
+    pub(super) fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Heard, End>> {
         loop {
             match self.scan_head() {
                 Ok(None) => {}
-                Ok(Some(length)) => return Poll::Ready(Ok(Ok(length))),
-                Err(reject) => return Poll::Ready(Ok(Err(reject))),
+                Ok(Some(length)) => return Poll::Ready(Ok(Heard::Head(length))),
+                Err(reject) => return Poll::Ready(Ok(Heard::Fault(reject))),
             }
             ready!(self.poll_output(cx)).map_err(End::Lost)?;
             let begun = !self.input.is_empty();
-            let first = self.requests == 0;
-            let stopping = !begun && !first && self.stop.poll(cx).is_ready();
             match self.poll_read_head(cx) {
-                Poll::Ready(Ok(0)) if begun => return Poll::Ready(Ok(Err(Reject::INCOMPLETE))),
+                Poll::Ready(Ok(0)) if begun => return Poll::Ready(Ok(Heard::Fault(Reject::INCOMPLETE))),
                 Poll::Ready(Ok(0)) => return Poll::Ready(Err(End::Close { unread: false })),
-                Poll::Ready(Ok(_)) => {}
+                // Whoever has a request looks for nobody, and keeps nobody waiting who does.
+                Poll::Ready(Ok(_)) => self.successor = None,
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(lost_between_requests(error))),
-                Poll::Pending if begun || first => {
-                    ready!(self.timer.poll(Wait::Head, self.shared.limits.head_timeout, cx));
-                    return Poll::Ready(Ok(Err(Reject::TIMEOUT)));
-                }
-                Poll::Pending if stopping => {
-                    ready!(self.timer.poll(Wait::LastRequest, STOP_GRACE, cx));
-                    return Poll::Ready(Err(End::Close { unread: true }));
-                }
-                Poll::Pending => {
-                    // An idle connection costs its socket and little else.
-                    self.input = BytesMut::new();
-                    self.output.release();
-                    ready!(self.timer.poll(Wait::Request, self.shared.limits.idle_timeout, cx));
-                    return Poll::Ready(Err(End::Close { unread: true }));
-                }
+                Poll::Pending => return self.poll_wait(begun, cx),
             }
         }
+    }
+
+    /// Waits for a request, or for more of it if it has begun.
+    fn poll_wait(&mut self, begun: bool, cx: &mut Context<'_>) -> Poll<Result<Heard, End>> {
+        let stopping = !begun && self.stop.poll(cx).is_ready();
+        if stopping && let Poll::Ready(Some(place)) = self.poll_successor(cx) {
+            return Poll::Ready(Ok(Heard::Successor(place)));
+        }
+        let limits = &self.shared.limits;
+        if begun || self.requests == 0 {
+            ready!(self.timer.poll(Wait::Head, limits.head_timeout, cx));
+            return Poll::Ready(Ok(Heard::Fault(Reject::TIMEOUT)));
+        }
+        if stopping && self.shared.succession.prospect(self.protocol) != Prospect::Successor {
+            ready!(self.timer.poll(Wait::LastRequest, STOP_GRACE, cx));
+        } else {
+            // An idle connection costs its socket and little else.
+            self.input = BytesMut::new();
+            self.output.release();
+            ready!(self.timer.poll(Wait::Request, limits.idle_timeout, cx));
+        }
+        Poll::Ready(Err(End::Close { unread: true }))
+    }
+
+    /// A place at another instance, if there is one.
+    fn poll_successor(&mut self, cx: &mut Context<'_>) -> Poll<Option<Place>> {
+        let successor = self.successor.get_or_insert_with(|| {
+            let (succession, protocol) = (self.shared.succession.clone(), self.protocol);
+            Box::pin(async move { succession.place(protocol).await })
+        });
+        let place = ready!(successor.as_mut().poll(cx));
+        self.successor = None;
+        Poll::Ready(place)
+    }
+
+    /// Whether no request can follow, because the function stops and no other instance goes on with the connection.
+    pub(super) fn is_stopping(&self) -> bool {
+        let prospect = self.shared.succession.prospect(self.protocol);
+        self.shared.stop.is_requested() && prospect == Prospect::Nobody
     }
 
     fn scan_head(&mut self) -> Result<Option<usize>, Reject> {

@@ -357,7 +357,7 @@ impl Exchange {
     /// Writes the answer's head, unless that is done.
     fn begin(&mut self, connection: &mut Connection) {
         let Answer::Ready(_, coding) = self.answer else { return };
-        if self.will_leave_input() || connection.shared.stop.is_requested() {
+        if self.will_leave_input() || connection.is_stopping() {
             self.persistence = Persistence::Close;
         }
         if let Answer::Ready(head, _) = mem::replace(&mut self.answer, Answer::Begun(coding)) {

@@ -37,8 +37,8 @@ pub const UPLOAD_BYTES: u64 = 64 * 1024;
 /// How often one connection tries that: most succeed at the first attempt.
 pub const NUDGES: u8 = 16;
 
-/// How long a function that is asked to stop waits for one more request on an idle connection, which it answers as the
-/// last one: closed at once, the connection would swallow a request that is on its way, and only the client could know
+/// How long a function that is asked to stop waits for one more request on an idle connection that no other instance
+/// takes, which it answers as the last one: closed at once, the connection would swallow a request that is on its way, and only the client could know
 /// whether it may be sent again (RFC 9112 §9.3.1).
 pub const STOP_GRACE: Duration = Duration::from_secs(1);
 

@@ -1,4 +1,4 @@
-//! Connections that leave for other functions, and those that come from them.
+//! Connections that leave for other functions or instances, and those that come from them.
 mod agreement;
 mod keyring;
 mod luggage;
@@ -7,6 +7,7 @@ mod pairs;
 mod policy;
 mod post;
 mod sealing;
+mod succession;
 mod wait;
 
 pub use agreement::Agreements;
@@ -14,3 +15,4 @@ pub use luggage::{Luggage, State};
 pub use mover::{Mover, Moving, Origin, Place, Refused};
 pub use policy::Policy;
 pub use post::{Letter, Post};
+pub use succession::{Prospect, Succession};

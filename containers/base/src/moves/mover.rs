@@ -45,6 +45,8 @@ const DISTRUSTED_MAX: usize = 1024;
 
 /// What all workers of an instance share.
 pub struct Moving {
+    /// The function that this is.
+    pub name: FunctionName,
     pub policy: Policy,
     /// Without trust anchors no TLS session moves.
     pub agreements: Option<Agreements>,
@@ -177,21 +179,23 @@ impl Mover {
         Self(Some(Rc::new(Inner { moving, state: RefCell::new(state) })))
     }
 
-    /// A place for a connection at a worker of this function. No place is taken while the future waits.
+    /// Whether connections move at all.
+    pub fn moves(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// A place for a connection at a worker of another function.
     pub async fn reserve(&self, function: FunctionName, protocol: Protocol) -> Result<Place, Refused> {
         let Some(inner) = self.0.as_ref().filter(|inner| inner.moving.policy.allows(&function)) else {
             return Err(Refused::Misdirected);
         };
-        let mut deadline = None;
-        loop {
-            let found = inner.state.borrow_mut().find(&inner.moving, function, protocol)?;
-            let wait = match found {
-                Found::Place(place) => return Ok(place),
-                Found::Wait(wait) => wait,
-            };
-            let deadline = *deadline.get_or_insert_with(|| Instant::now() + PATIENCE);
-            timeout_at(deadline, wait.outcome()).await.map_err(|_| Refused::Unavailable)??;
-        }
+        inner.place_at(function, protocol).await
+    }
+
+    /// A place for a connection at another instance of this function, which needs nobody's leave.
+    pub async fn reserve_successor(&self, protocol: Protocol) -> Result<Place, Refused> {
+        let inner = self.0.as_ref().ok_or(Refused::Unavailable)?;
+        inner.place_at(inner.moving.name, protocol).await
     }
 
     /// Sends a connection to its place. It is gone afterwards, whatever happens.
@@ -326,6 +330,22 @@ impl Mover {
                 let bytes = plaintext_alert(AlertDescription::HandshakeFailure).to_vec();
                 gateway.send(Letter::Flight { peer, function, agreement, from: Role::Responder, bytes });
             }
+        }
+    }
+}
+
+impl Inner {
+    /// No place is taken while the future waits.
+    async fn place_at(&self, function: FunctionName, protocol: Protocol) -> Result<Place, Refused> {
+        let mut deadline = None;
+        loop {
+            let found = self.state.borrow_mut().find(&self.moving, function, protocol)?;
+            let wait = match found {
+                Found::Place(place) => return Ok(place),
+                Found::Wait(wait) => wait,
+            };
+            let deadline = *deadline.get_or_insert_with(|| Instant::now() + PATIENCE);
+            timeout_at(deadline, wait.outcome()).await.map_err(|_| Refused::Unavailable)??;
         }
     }
 }

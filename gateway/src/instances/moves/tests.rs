@@ -1,10 +1,15 @@
 //! What becomes of connections that workers give back, against workers that speak the real wire.
-use std::{io::Read, os::unix::net::UnixStream};
+use std::{io::Read, os::unix::net::UnixStream, time::Duration};
 
 use handoff::{AllowedUids, InstanceEnd, ReceiveBuffer, Received};
 
+use tokio::time::timeout;
+
 use super::{
-    super::tests::{Gateway, PATIENCE},
+    super::{
+        WINDOW,
+        tests::{Gateway, PATIENCE},
+    },
     *,
 };
 
@@ -21,24 +26,55 @@ impl Gateway {
     }
 
     async fn worker_with(&mut self, function: &str, features: u64) -> InstanceEnd {
-        let listener = self.socket(&format!("{function}.sock")).listener();
-        let accept = |_: &Instances| listener.accept(&AllowedUids::RootAndOwn).unwrap();
-        let connection = self.find("a pool connection", accept).await;
-        let hello = Hello { worker: 0, workers: 1, pid: 1, features };
-        let end = InstanceEnd::greet(connection, &hello).unwrap();
-        self.until_workers(function, 1).await;
+        let [end] = self.instance(function, features).await;
         end
+    }
+
+    /// The workers of a new instance; `socket` is its name without `.sock`.
+    async fn instance<const WORKERS: usize>(
+        &mut self,
+        socket: &str,
+        features: u64,
+    ) -> [InstanceEnd; WORKERS] {
+        let function = socket.split('@').next().unwrap();
+        let before = self.instances.workers(&name(function));
+        let listener = self.socket(&format!("{socket}.sock")).listener();
+        let mut ends = Vec::new();
+        for worker in 0..WORKERS as u16 {
+            let accept = |_: &Instances| listener.accept(&AllowedUids::RootAndOwn).unwrap();
+            let connection = self.find("a pool connection", accept).await;
+            let hello = Hello { worker, workers: WORKERS as u16, pid: 1, features };
+            ends.push(InstanceEnd::greet(connection, &hello).unwrap());
+        }
+        self.until_workers(function, before + WORKERS).await;
+        ends.try_into().unwrap_or_else(|_| unreachable!())
     }
 
     /// Asks where connections for a function may go.
     async fn berth(&mut self, source: &InstanceEnd, function: &str) -> Berth {
         source.say(&InstanceMessage::Ask(name(function))).unwrap();
+        match self.grant(source).await {
+            GrantAnswer::Granted(berth) => berth,
+            refused => panic!("{refused:?}"),
+        }
+    }
+
+    async fn grant(&mut self, source: &InstanceEnd) -> GrantAnswer {
         let mut buffer = ReceiveBuffer::default();
         self.find("a grant", |_| match source.receive(&mut buffer).unwrap() {
-            Received::Message(GatewayMessage::Grant(grant)) => match grant.answer {
-                GrantAnswer::Granted(berth) => Some(berth),
-                refused => panic!("{refused:?}"),
-            },
+            Received::Message(GatewayMessage::Grant(grant)) => Some(grant.answer),
+            Received::WouldBlock => None,
+            _ => panic!("something else came"),
+        })
+        .await
+    }
+
+    /// Says that it stops, and waits until nothing comes any more.
+    async fn drain(&mut self, worker: &InstanceEnd) {
+        worker.say(&InstanceMessage::Drain).unwrap();
+        let mut buffer = ReceiveBuffer::default();
+        self.find("DRAINED", |_| match worker.receive(&mut buffer).unwrap() {
+            Received::Message(GatewayMessage::Drained) => Some(()),
             Received::WouldBlock => None,
             _ => panic!("something else came"),
         })
@@ -162,15 +198,7 @@ async fn when_the_worker_is_gone_each_connection_of_a_message_has_its_own_end() 
 async fn what_a_drained_worker_has_may_leave_it() {
     let mut gateway = Gateway::with_functions();
     let (a, b) = (gateway.worker("a").await, gateway.worker("b").await);
-    a.say(&InstanceMessage::Drain).unwrap();
-    let mut buffer = ReceiveBuffer::default();
-    gateway
-        .find("DRAINED", |_| match a.receive(&mut buffer).unwrap() {
-            Received::Message(GatewayMessage::Drained) => Some(()),
-            Received::WouldBlock => None,
-            _ => panic!("something else came"),
-        })
-        .await;
+    gateway.drain(&a).await;
     gateway.until_workers("a", 0).await;
     let berth = gateway.berth(&a, "b").await;
     give_back(&a, Protocol::Http, &[("b", berth)]);
@@ -190,4 +218,88 @@ async fn a_worker_that_knows_no_drained_gets_the_end_of_file() {
             _ => panic!("something else came"),
         })
         .await;
+}
+
+#[tokio::test]
+async fn who_asks_for_a_place_waits_until_somebody_has_room() {
+    let mut gateway = Gateway::with_functions();
+    let (a, b, c) = (gateway.worker("a").await, gateway.worker("b").await, gateway.worker("c").await);
+    let mut clients = Vec::new();
+    let mut sent = 0;
+    while sent < WINDOW {
+        let berth = gateway.berth(&a, "b").await;
+        for _ in 0..berth.places as usize / MAX_MOVES {
+            clients.extend(give_back(&a, Protocol::Http, &[("b", berth); MAX_MOVES]));
+        }
+        sent += u64::from(berth.places);
+        gateway.outcomes("a", "b", sent).await;
+    }
+    a.say(&InstanceMessage::Ask(name("b"))).unwrap();
+    let answer = timeout(Duration::from_millis(100), gateway.grant(&a)).await;
+    assert!(answer.is_err(), "{answer:?}");
+    gateway.arrival(&b).await;
+    let GrantAnswer::Granted(berth) = gateway.grant(&a).await else { panic!("there is room") };
+
+    // Who is gone has no room to wait for.
+    clients.extend(give_back(&a, Protocol::Http, &[("b", berth); MAX_MOVES]));
+    gateway.outcomes("a", "b", sent + MAX_MOVES as u64).await;
+    c.say(&InstanceMessage::Ask(name("b"))).unwrap();
+    let answer = timeout(Duration::from_millis(100), gateway.grant(&c)).await;
+    assert!(answer.is_err(), "{answer:?}");
+    drop(b);
+    assert_eq!(gateway.grant(&c).await, GrantAnswer::Unavailable);
+}
+
+#[tokio::test]
+async fn whatever_has_a_place_arrives_however_much_waits() {
+    let mut gateway = Gateway::with_functions();
+    let sources: [_; 3] = gateway.instance("a", Hello::MOVES).await;
+    let b = gateway.worker("b").await;
+    let mut berths = Vec::new();
+    for source in &sources {
+        for _ in 0..HELD_MAX / PLACES {
+            berths.push((source, gateway.berth(source, "b").await));
+        }
+        source.say(&InstanceMessage::Ask(name("b"))).unwrap();
+        let more = timeout(Duration::from_millis(50), gateway.grant(source)).await;
+        assert!(more.is_err(), "{more:?}");
+    }
+    // One at a time, so that b's queue can't hold them all.
+    let mut clients = Vec::new();
+    let mut count = 0;
+    for (source, berth) in berths {
+        for _ in 0..berth.places {
+            clients.extend(give_back(source, Protocol::Https, &[("b", berth)]));
+        }
+        count += u64::from(berth.places);
+        assert_eq!(gateway.outcomes("a", "b", count).await, [(MoveOutcome::Moved, count)]);
+    }
+    assert!(gateway.instances.in_flight() < count, "nothing waits");
+    for _ in 0..count {
+        assert_eq!(gateway.arrival(&b).await.len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn what_a_stopping_instance_has_is_spread_over_the_other_instances_workers() {
+    let mut gateway = Gateway::with_functions();
+    let features = Hello::MOVES | Hello::DRAINED;
+    let old: [_; 2] = gateway.instance("a@old", features).await;
+    let _new: [_; 2] = gateway.instance("a@new", features).await;
+    old.iter().for_each(|worker| worker.status().set_draining());
+    let mut places = std::collections::HashMap::new();
+    for worker in old.iter().cycle().take(8) {
+        let berth = gateway.berth(worker, "a").await;
+        *places.entry(berth.worker).or_insert(0) += berth.places;
+    }
+    assert_eq!(places, [(0, 4 * PLACES_OF_SUCCESSORS), (1, 4 * PLACES_OF_SUCCESSORS)].into());
+}
+
+#[tokio::test]
+async fn a_process_is_not_its_own_successor() {
+    let mut gateway = Gateway::with_functions();
+    let [stopping, _other] = gateway.instance("a", Hello::MOVES | Hello::DRAINED).await;
+    stopping.status().set_draining();
+    stopping.say(&InstanceMessage::Ask(name("a"))).unwrap();
+    assert_eq!(gateway.grant(&stopping).await, GrantAnswer::Unavailable);
 }

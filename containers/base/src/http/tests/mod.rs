@@ -23,7 +23,7 @@ use tokio::{
 use super::{Body, Connection, Hosts, Identity, Limits, Service, Tally, connection::Shared};
 use crate::{
     linger::Linger,
-    moves::{Mover, Origin},
+    moves::{Mover, Origin, Succession},
     socket::Socket,
     stop::Stop,
     stream::Stream,
@@ -53,6 +53,7 @@ fn shared(limits: Limits) -> Rc<Shared> {
         linger: Linger::default(),
         stop: Stop::default(),
         mover: Mover::default(),
+        succession: Succession::default(),
         tally: Tally::default(),
         access_log: None,
     })

@@ -1,0 +1,97 @@
+//! How connections go on at another instance of their function when this one stops.
+use std::{cell::Cell, rc::Rc};
+
+use common::Protocol;
+use tokio::sync::Semaphore;
+
+use super::{Mover, Place};
+
+/// Connections that look for a place at once: as many as leave with one message. Each answer wakes all who wait for it,
+/// which must not be everybody.
+const TURNS: usize = handoff::MAX_MOVES;
+
+/// One for each worker; by the default nothing goes on.
+#[derive(Clone)]
+pub struct Succession(Rc<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    mover: Mover,
+    http: Line,
+    https: Line,
+}
+
+/// The connections of one protocol, which wait for their turn.
+struct Line {
+    turns: Semaphore,
+    prospect: Cell<Prospect>,
+}
+
+/// What connections can expect when the function stops.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Prospect {
+    /// Nobody has looked, or who has waits for the answer.
+    #[default]
+    Unknown,
+    /// Another instance takes them.
+    Successor,
+    /// They end here.
+    Nobody,
+}
+
+impl Default for Line {
+    fn default() -> Self {
+        Self { turns: Semaphore::new(TURNS), prospect: Cell::default() }
+    }
+}
+
+impl Default for Succession {
+    fn default() -> Self {
+        Self::new(Mover::default())
+    }
+}
+
+impl Succession {
+    pub fn new(mover: Mover) -> Self {
+        let succession = Inner { mover, ..Inner::default() };
+        if !succession.mover.moves() {
+            [&succession.http, &succession.https]
+                .into_iter()
+                .for_each(|line| line.prospect.set(Prospect::Nobody));
+        }
+        Self(Rc::new(succession))
+    }
+
+    /// A place at another instance; `None` once nobody takes any.
+    pub async fn place(&self, protocol: Protocol) -> Option<Place> {
+        let line = self.line(protocol);
+        let _turn = line.turns.acquire().await.ok()?;
+        let place = self.0.mover.reserve_successor(protocol).await.ok();
+        if place.is_some() {
+            line.prospect.set(Prospect::Successor);
+        } else {
+            line.prospect.set(Prospect::Nobody);
+            // Everybody behind learns it without asking.
+            line.turns.close();
+        }
+        place
+    }
+
+    pub fn prospect(&self, protocol: Protocol) -> Prospect {
+        self.line(protocol).prospect.get()
+    }
+
+    /// Looks for a successor on behalf of those who have no time to look.
+    pub async fn look(&self) {
+        for protocol in [Protocol::Http, Protocol::Https] {
+            drop(self.place(protocol).await);
+        }
+    }
+
+    fn line(&self, protocol: Protocol) -> &Line {
+        match protocol {
+            Protocol::Http => &self.0.http,
+            Protocol::Https => &self.0.https,
+        }
+    }
+}
