@@ -236,6 +236,7 @@ impl Supervisor {
     fn forget(&mut self, task: task::Id) {
         self.deployments().for_each(|it| it.forget(task));
         self.functions.retain(|_, deployment| !deployment.is_over());
+        self.crew.retain(|function| self.functions.contains_key(function));
     }
 
     async fn stop(mut self, mut requests: mpsc::Receiver<()>) {

@@ -49,5 +49,6 @@ mod restarts;
 mod routing;
 mod segmentation;
 mod status;
+mod tickets;
 mod turns;
 mod waiting;

@@ -213,7 +213,8 @@ fn acceptor(options: &Options, fds: &mut ListenFds) -> Result<Option<Acceptor>, 
     let passed = (fds.remove("certificate"), fds.remove("key"));
     match (passed, &options.certificate, &options.key) {
         ((Some(certificate), Some(key)), _, _) => {
-            Ok(Some(Acceptor::from_files(&File::from(certificate), &File::from(key))?))
+            let ticket_keys = fds.remove("tickets");
+            Ok(Some(Acceptor::from_files(&File::from(certificate), &File::from(key), ticket_keys)?))
         }
         ((None, None), Some(certificate), Some(key)) => Ok(Some(Acceptor::from_paths(certificate, key)?)),
         ((None, None), None, None) => Ok(None),

@@ -11,6 +11,8 @@ pub mod message;
 pub mod moving;
 mod page;
 mod reader;
+mod shared;
+mod tickets;
 
 pub use channel::{
     Arrivals, FromInstance, GatewayEnd, Greeting, InstanceEnd, MessageBuffer, ReceiveBuffer, Received,
@@ -27,3 +29,7 @@ pub use moving::{
     WorkerId,
 };
 pub use page::{STATUS_PAGE_BYTES, StatusReader, StatusWriter};
+pub use tickets::{
+    TICKET_KEY_BYTES, TICKET_NAME_BYTES, TICKET_PERIOD, TicketKey, TicketKeysReader, TicketKeysWriter,
+    TicketPeriod,
+};

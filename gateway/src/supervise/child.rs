@@ -23,8 +23,9 @@ use crate::{
     readable::{OwnsDescriptor, watch},
 };
 
-/// The listening socket's name among the passed descriptors.
+/// The names of the listening socket and of the keys for session tickets among the passed descriptors.
 const POOL: &str = "pool";
+const TICKETS: &str = "tickets";
 
 // SAFETY: an `OwnedFd` keeps its descriptor until it is dropped.
 unsafe impl OwnsDescriptor for OwnedFd {}
@@ -46,8 +47,8 @@ pub struct Life {
 }
 
 impl Child {
-    /// Starts the program, with the listening socket and the program's files as descriptors from 3 on, in the cgroup
-    /// whose `cgroup.procs` is given. What it writes is logged under the label.
+    /// Starts the program, with the listening socket, the program's files and its keys for session tickets as descriptors
+    /// from 3 on, in the cgroup whose `cgroup.procs` is given. What it writes is logged under the label.
     ///
     /// The process is killed when the calling thread ends (PR_SET_PDEATHSIG): that must be the supervisor's main
     /// thread. Must be called within a runtime.
@@ -55,12 +56,14 @@ impl Child {
         program: &Program,
         label: &str,
         socket: BorrowedFd<'_>,
+        ticket_keys: Option<BorrowedFd<'_>>,
         cgroup: Option<BorrowedFd<'_>>,
         log: Log,
     ) -> io::Result<Self> {
         let files = program.open_files()?;
-        let names = [POOL].into_iter().chain(program.files.iter().map(|&(name, _)| name));
-        let passed = Passed::new(socket, files.iter().map(File::as_fd))?;
+        let names = program.files.iter().map(|&(name, _)| name);
+        let names = [POOL].into_iter().chain(names).chain(ticket_keys.map(|_| TICKETS));
+        let passed = Passed::new(socket, files.iter().map(File::as_fd).chain(ticket_keys))?;
         let (reader, writer) = pipe()?;
         let output = Output::new(reader, label, log)?;
 

@@ -1,10 +1,17 @@
 //! Starts the instances of functions, and knows the tasks that keep them.
-use std::sync::Arc;
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
+use common::FunctionName;
+use handoff::{TICKET_PERIOD, TicketKeysWriter, TicketPeriod};
 use tokio::{
     sync::{mpsc, watch},
     task::{self, JoinSet},
+    time::{Instant, Interval, MissedTickBehavior, interval_at},
 };
 
 use super::{
@@ -14,6 +21,9 @@ use super::{
     sockets::{Directory, Listener},
 };
 use crate::logs::Log;
+
+/// How often it is looked whether a period has begun: keys are made one ahead, and outlive their use by no more than this.
+const RENEWAL: Duration = Duration::from_secs(TICKET_PERIOD.as_secs() / 36);
 
 /// What shall run for a function.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +44,9 @@ pub struct Crew {
     next_id: Id,
     events: mpsc::UnboundedSender<Event>,
     log: Log,
+    /// Keys for session tickets, of each function that has a certificate: all its instances know each other's tickets.
+    ticket_keys: HashMap<FunctionName, Arc<TicketKeysWriter>>,
+    renewal: Interval,
     /// Looked for when the first function is bounded.
     memory: Option<Memory>,
     /// After the keepers, whose sockets are in it.
@@ -41,9 +54,22 @@ pub struct Crew {
 }
 
 impl Crew {
+    /// Must be called within a runtime.
     pub fn new(directory: Directory, log: Log) -> (Self, mpsc::UnboundedReceiver<Event>) {
         let (events, heard) = mpsc::unbounded_channel();
-        (Self { keepers: JoinSet::new(), next_id: 0, events, log, memory: None, directory }, heard)
+        let mut renewal = interval_at(Instant::now() + RENEWAL, RENEWAL);
+        renewal.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let crew = Self {
+            keepers: JoinSet::new(),
+            next_id: 0,
+            events,
+            log,
+            ticket_keys: HashMap::new(),
+            renewal,
+            memory: None,
+            directory,
+        };
+        (crew, heard)
     }
 
     /// Starts a function's first instances, or none. What is dropped before it is employed is killed.
@@ -77,9 +103,36 @@ impl Crew {
                 Some(bounded?)
             }
         };
+        let ticket_keys = self.ticket_keys_of(program).with_context(failed)?;
         self.next_id += 1;
         let (program, log, events) = (Arc::clone(program), self.log.clone(), self.events.clone());
-        Keeper::start(self.next_id, program, listener, bounded, log, events).with_context(failed)
+        Keeper::start(self.next_id, program, ticket_keys, listener, bounded, log, events).with_context(failed)
+    }
+
+    fn ticket_keys_of(&mut self, program: &Program) -> Result<Option<Arc<TicketKeysWriter>>> {
+        if !program.has_certificate() {
+            return Ok(None);
+        }
+        Ok(Some(Arc::clone(match self.ticket_keys.entry(program.name) {
+            Entry::Occupied(keys) => keys.into_mut(),
+            Entry::Vacant(place) => {
+                let keys = TicketKeysWriter::create().context("its keys for session tickets")?;
+                place.insert(Arc::new(keys))
+            }
+        })))
+    }
+
+    fn renew_ticket_keys(&self) {
+        for (function, keys) in &self.ticket_keys {
+            if let Err(error) = keys.renew(TicketPeriod::now()) {
+                tracing::error!(%function, %error, "can't renew the keys for session tickets");
+            }
+        }
+    }
+
+    /// Forgets what was kept for functions that are no more.
+    pub fn retain(&mut self, is_there: impl Fn(&FunctionName) -> bool) {
+        self.ticket_keys.retain(|function, _| is_there(function));
     }
 
     /// Gives each keeper a task of its own.
@@ -93,16 +146,24 @@ impl Crew {
         keepers.into_iter().map(employ).collect()
     }
 
-    /// The next task that ends; never while there is none.
+    /// The next task that ends; never while there is none. Meanwhile keys are renewed.
     pub async fn ended(&mut self) -> task::Id {
-        match self.keepers.join_next_with_id().await {
-            Some(Ok((task, ()))) => task,
-            Some(Err(error)) => {
-                // Its process was killed with it; the others are kept.
-                tracing::error!(%error, "the keeper of an instance failed");
-                error.id()
-            }
-            None => std::future::pending().await,
+        loop {
+            let ended = tokio::select! {
+                Some(ended) = self.keepers.join_next_with_id() => ended,
+                _ = self.renewal.tick() => {
+                    self.renew_ticket_keys();
+                    continue;
+                }
+            };
+            return match ended {
+                Ok((task, ())) => task,
+                Err(error) => {
+                    // Its process was killed with it; the others are kept.
+                    tracing::error!(%error, "the keeper of an instance failed");
+                    error.id()
+                }
+            };
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Keeps one instance of a function running until it is told to stop it.
-use std::{io, sync::Arc, time::Duration};
+use std::{io, os::fd::AsFd, sync::Arc, time::Duration};
 
-use handoff::{GatewayEnd, Greeting};
+use handoff::{GatewayEnd, Greeting, TicketKeysWriter};
 use tokio::{
     sync::{mpsc, watch},
     time::sleep,
@@ -50,6 +50,8 @@ pub struct Keeper {
     /// Outlives the processes, so that no pool connection is lost while none runs.
     listener: Listener,
     program: Arc<Program>,
+    /// Those of all its function's instances.
+    ticket_keys: Option<Arc<TicketKeysWriter>>,
     log: Log,
     events: mpsc::UnboundedSender<Event>,
 }
@@ -62,14 +64,15 @@ impl Keeper {
     pub fn start(
         id: Id,
         program: Arc<Program>,
+        ticket_keys: Option<Arc<TicketKeysWriter>>,
         listener: Listener,
         bounded: Option<Bounded>,
         log: Log,
         events: mpsc::UnboundedSender<Event>,
     ) -> io::Result<Self> {
-        let child = spawn(&program, &listener, bounded.as_ref(), &log)?;
+        let child = spawn(&program, ticket_keys.as_deref(), &listener, bounded.as_ref(), &log)?;
         tracing::debug!(instance = listener.label(), pid = child.pid().as_raw_pid(), "started");
-        Ok(Self { id, child, bounded, listener, program, log, events })
+        Ok(Self { id, child, bounded, listener, program, ticket_keys, log, events })
     }
 
     pub fn id(&self) -> Id {
@@ -143,7 +146,8 @@ impl Keeper {
                     _ = orders.changed() => return None,
                 }
             }
-            match spawn(&self.program, &self.listener, self.bounded.as_ref(), &self.log) {
+            let ticket_keys = self.ticket_keys.as_deref();
+            match spawn(&self.program, ticket_keys, &self.listener, self.bounded.as_ref(), &self.log) {
                 Ok(child) => {
                     tracing::info!(instance, pid = child.pid().as_raw_pid(), "runs again");
                     return Some(child);
@@ -177,9 +181,16 @@ impl Keeper {
     }
 }
 
-fn spawn(program: &Program, listener: &Listener, bounded: Option<&Bounded>, log: &Log) -> io::Result<Child> {
+fn spawn(
+    program: &Program,
+    ticket_keys: Option<&TicketKeysWriter>,
+    listener: &Listener,
+    bounded: Option<&Bounded>,
+    log: &Log,
+) -> io::Result<Child> {
+    let ticket_keys = ticket_keys.map(AsFd::as_fd);
     let cgroup = bounded.map(Bounded::entrance);
-    Child::spawn(program, listener.label(), listener.socket(), cgroup, log.clone())
+    Child::spawn(program, listener.label(), listener.socket(), ticket_keys, cgroup, log.clone())
 }
 
 /// Done when the instance takes pool connections: it greets whoever connects, as it will greet the gateway.

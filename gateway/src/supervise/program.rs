@@ -18,6 +18,9 @@ use crate::config::{Bytes, Config, Function, REFUSAL};
 /// All that a function gets of the supervisor's environment: what finds programs, words messages, chooses log levels.
 const INHERITED: [&str; 3] = ["PATH", "LANG", "POINTSMAN_LOG"];
 
+/// What the certificate's file is called where it is passed.
+const CERTIFICATE: &str = "certificate";
+
 const ANY_EXECUTE: u32 = 0o111;
 
 /// Two that are equal run the same: a file that was put in another's place, or written to, makes a difference.
@@ -113,6 +116,10 @@ impl Program {
         }
     }
 
+    pub fn has_certificate(&self) -> bool {
+        self.files.iter().any(|(role, _)| *role == CERTIFICATE)
+    }
+
     fn checked(mut self, user: Option<&str>, users: &mut Users) -> Result<Self> {
         let failed = format!("function {} can't be started", self.name);
         let mut check = || -> Result<_> {
@@ -149,7 +156,7 @@ impl Version {
 }
 
 fn files(function: &Function) -> Vec<(&'static str, PathBuf)> {
-    let certificate = function.certificate.iter().map(|path| ("certificate", path.clone()));
+    let certificate = function.certificate.iter().map(|path| (CERTIFICATE, path.clone()));
     certificate.chain(function.key.iter().map(|path| ("key", path.clone()))).collect()
 }
 

@@ -222,6 +222,7 @@ async fn a_function_gets_its_socket_and_its_files_and_nothing_else() {
         echo socket $(readlink /proc/$$/fd/3)
         echo certificate $(cat <&4)
         echo key $(cat <&5)
+        echo tickets $(readlink /proc/$$/fd/6)
         echo input $(readlink /proc/$$/fd/0)
         echo passed $LISTEN_FDS $LISTEN_FDNAMES ${LISTEN_PID-unset}
         echo group $(($(cut -d' ' -f5 /proc/$$/stat) - $$))
@@ -242,12 +243,13 @@ async fn a_function_gets_its_socket_and_its_files_and_nothing_else() {
     echo.environment.push(("LISTEN_PID".to_owned(), "1".to_owned()));
     let mut running = Running::start(vec![script("refusal", SLEEP), echo]).await;
     let said = &mut running.said;
-    assert_eq!(said.after("echo | ").await, "0, 1, 2, 3, 4, 5");
+    assert_eq!(said.after("echo | ").await, "0, 1, 2, 3, 4, 5, 6");
     let socket = said.after("echo | socket ").await;
     assert_eq!(said.after("echo | certificate ").await, "the certificate");
     assert_eq!(said.after("echo | key ").await, "the key");
+    assert_eq!(said.after("echo | tickets ").await, "/memfd:pointsman-tickets (deleted)");
     assert_eq!(said.after("echo | input ").await, "/dev/null");
-    assert_eq!(said.after("echo | passed ").await, "3 pool:certificate:key unset");
+    assert_eq!(said.after("echo | passed ").await, "4 pool:certificate:key:tickets unset");
     assert_eq!(said.after("echo | group ").await, "0");
     assert_eq!(said.after("echo | place ").await, "/");
     // PWD and _ are the shell's own.
@@ -326,6 +328,39 @@ async fn a_killed_function_runs_again_and_keeps_its_pool_connections() {
     // Again, after the wait that a second failure brings.
     kill_process(second, Signal::KILL).unwrap();
     pid(&running.said.after("echo | pid ").await);
+    running.stop().await;
+    running.ended().await;
+}
+
+#[tokio::test]
+async fn a_function_has_keys_for_tickets_that_outlive_its_instances_and_are_nobody_elses() {
+    let folder = tempfile::tempdir().unwrap();
+    let certificate = folder.path().join("certificate");
+    fs::write(&certificate, "").unwrap();
+    let with_keys = |name: &str| {
+        let mut program = script(name, "echo keys $(stat -L -c %i /proc/$$/fd/5) $$; exec sleep 1000");
+        program.files.push(("certificate", certificate.clone()));
+        program
+    };
+    let programs = [script("refusal", SLEEP), with_keys("echo"), with_keys("other")];
+    let mut wanted: Vec<_> = programs.map(|program| wanted_once(program, 1)).into();
+    wanted[1].instances = 2;
+    let mut running = Running::start_wanted(wanted).await;
+    let lines = ["echo@1 | keys ", "echo@2 | keys ", "other | keys "];
+    let said = running.said.after_each(lines).await;
+    let [(first, process), (second, _), (other, _)] =
+        said.each_ref().map(|said| said.split_once(' ').unwrap());
+    assert_eq!(first, second);
+    assert_ne!(first, other);
+    kill_process(pid(process), Signal::KILL).unwrap();
+    let again = running.said.after("echo@1 | keys ").await;
+    assert_eq!(again.split_once(' ').unwrap().0, first);
+
+    let mut changed = with_keys("echo");
+    changed.environment.push(("ROUND".to_owned(), "1".to_owned()));
+    running.change(Some((changed, 1))).await;
+    let redeployed = running.said.after("echo | keys ").await;
+    assert_eq!(redeployed.split_once(' ').unwrap().0, first);
     running.stop().await;
     running.ended().await;
 }
@@ -474,7 +509,7 @@ fn functions_die_with_the_thread_that_started_them() {
         let folder = tempfile::tempdir().unwrap();
         let directory = Directory::open(folder.path()).unwrap();
         let listener = directory.listen_first("echo".parse().unwrap(), 1).unwrap().remove(0);
-        let child = Child::spawn(&script("echo", SLEEP), "echo", listener.socket(), None, log).unwrap();
+        let child = Child::spawn(&script("echo", SLEEP), "echo", listener.socket(), None, None, log).unwrap();
         let pid = child.pid();
         // As if the supervisor were killed: its end does nothing more.
         mem::forget(child);

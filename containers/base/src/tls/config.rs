@@ -3,6 +3,7 @@
 use std::fmt;
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -20,6 +21,7 @@ use zeroize::{Zeroize, Zeroizing};
 
 use super::handshake::{self, HandshakeFailure};
 use super::stream::TlsStream;
+use super::tickets::Tickets;
 
 /// The functions speak nothing else (RFC 7301 §6).
 const ALPN: &[u8] = b"http/1.1";
@@ -45,12 +47,13 @@ pub enum ConfigError {
     Anchor { origin: String, source: rustls::Error },
     #[error("can't make keys for session tickets")]
     Tickets(#[source] rustls::Error),
+    #[error("the parent's keys for session tickets")]
+    SharedTickets(#[source] io::Error),
     #[error("can't set up TLS")]
     Setup(#[source] rustls::Error),
 }
 
-/// The server's side of TLS with one certificate. All workers of a function share one, and with it the keys of the
-/// session tickets.
+/// The server's side of TLS with one certificate. All workers of an instance share one.
 #[derive(Clone)]
 pub struct Acceptor {
     config: Arc<ServerConfig>,
@@ -65,24 +68,30 @@ impl Acceptor {
                 .map_err(|source| ConfigError::Read { origin: origin.clone(), source })
                 .and_then(|file| Pem::read(&file, origin))
         };
-        Self::new(&open(certificate)?, &open(key)?)
+        Self::new(&open(certificate)?, &open(key)?, None)
     }
 
-    /// For files that a parent has opened. Their offset is shared with whoever else holds them and doesn't matter.
-    pub fn from_files(certificate: &File, key: &File) -> Result<Self, ConfigError> {
+    /// For files that a parent has opened. Their offset is shared with whoever else holds them and doesn't matter. The
+    /// memory is that of the keys by which the function's instances know each other's session tickets; without it, this one
+    /// knows only its own.
+    pub fn from_files(
+        certificate: &File,
+        key: &File,
+        ticket_keys: Option<OwnedFd>,
+    ) -> Result<Self, ConfigError> {
         let certificate = Pem::read(certificate, "the certificate's file".to_owned())?;
         let key = Pem::read(key, "the key's file".to_owned())?;
-        Self::new(&certificate, &key)
+        Self::new(&certificate, &key, ticket_keys)
     }
 
     pub fn from_pem(certificate: &[u8], key: &[u8]) -> Result<Self, ConfigError> {
         let certificate =
             Pem { origin: "the certificate".to_owned(), bytes: Zeroizing::new(certificate.to_vec()) };
         let key = Pem { origin: "the key".to_owned(), bytes: Zeroizing::new(key.to_vec()) };
-        Self::new(&certificate, &key)
+        Self::new(&certificate, &key, None)
     }
 
-    fn new(certificate: &Pem, key: &Pem) -> Result<Self, ConfigError> {
+    fn new(certificate: &Pem, key: &Pem, ticket_keys: Option<OwnedFd>) -> Result<Self, ConfigError> {
         let mut certified = CertifiedKey::new(certificate.chain()?, key.signing_key()?);
         // An unknown consistency is that of a key whose public half can't be had; ring's all can.
         certified.keys_match().map_err(|source| ConfigError::Mismatch {
@@ -102,7 +111,13 @@ impl Acceptor {
         // A replayed request must not reach a function.
         config.max_early_data_size = 0;
         // Tickets keep nothing here; a cache would keep the secrets of clients that never come back.
-        config.ticketer = ring::Ticketer::new().map_err(ConfigError::Tickets)?;
+        config.ticketer = match ticket_keys {
+            Some(memory) => {
+                let certificate = identity.end_entity_cert().map_err(ConfigError::Setup)?;
+                Arc::new(Tickets::new(memory, certificate).map_err(ConfigError::SharedTickets)?)
+            }
+            None => ring::Ticketer::new().map_err(ConfigError::Tickets)?,
+        };
         config.session_storage = Arc::new(NoServerSessionStorage {});
         Ok(Self { config: Arc::new(config), identity })
     }
@@ -248,7 +263,7 @@ mod tests {
         let (certificate, mut key) = (file(&site.certificate_pem), file(&site.key_pem));
         for offset in [0, 10, 1 << 20] {
             key.seek(SeekFrom::Start(offset)).unwrap();
-            assert!(Acceptor::from_files(&certificate, &key).is_ok());
+            assert!(Acceptor::from_files(&certificate, &key, None).is_ok());
         }
     }
 

@@ -8,6 +8,7 @@ mod record;
 mod secrets;
 mod state;
 mod stream;
+mod tickets;
 
 pub use config::{Acceptor, ConfigError, anchors_from_file, anchors_from_path};
 pub use fault::Fault;
