@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use common::FunctionName;
+use nix::sys::prctl;
 use tokio::{
     runtime,
     signal::unix::{SignalKind, signal},
@@ -62,6 +63,8 @@ pub struct Options {
 ///
 /// To be called in the process's main thread: functions are killed when the thread that started them ends.
 pub fn run(source: Source, options: Options, log: &Log) -> Result<()> {
+    // Its memory has keys of all functions, some of which may have its user.
+    prctl::set_dumpable(false).context("can't keep other processes from this one's memory")?;
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         // Before there is anything that a signal would leave behind.
@@ -236,7 +239,6 @@ impl Supervisor {
     fn forget(&mut self, task: task::Id) {
         self.deployments().for_each(|it| it.forget(task));
         self.functions.retain(|_, deployment| !deployment.is_over());
-        self.crew.retain(|function| self.functions.contains_key(function));
     }
 
     async fn stop(mut self, mut requests: mpsc::Receiver<()>) {

@@ -1,7 +1,7 @@
 //! The status page: counters that an instance writes and the gateway reads without a message or a system call.
 use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
+    sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed},
 };
 
 use crate::{
@@ -21,12 +21,12 @@ struct Page {
     draining: AtomicU32,
     counters: Counters,
     /// Zero; counters to come begin here.
-    reserved: [u8; STATUS_PAGE_BYTES - COUNTED_BYTES],
+    reserved: [AtomicU8; STATUS_PAGE_BYTES - COUNTED_BYTES],
 }
 
 const _: () = assert!(size_of::<Page>() == STATUS_PAGE_BYTES && align_of::<Page>() <= 16);
 
-// SAFETY: it is as large as a page, and made of integers, of which those that change are atomics.
+// SAFETY: it is as large as a page and made of atomics, which the reader below loads with `Relaxed`.
 unsafe impl Shared for Page {}
 
 /// The instance's side; its drop leaves the last values to the reader.

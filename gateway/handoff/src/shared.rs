@@ -17,10 +17,11 @@ pub const PAGE_BYTES: usize = 4096;
 /// A page that could shrink would kill its reader by SIGBUS, and one that could lose its seals could shrink.
 const NEEDED_SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::SEAL);
 
-/// What a page can hold: plain integers, each of them an atomic if it ever changes.
+/// What a page can hold.
 ///
 /// # Safety
-/// The type has `PAGE_BYTES` bytes and the alignment of an integer, and any bytes are a value of it.
+/// The type has `PAGE_BYTES` bytes, and consists of atomic integers alone, because another process may change any of it. Of
+/// what comes from a `Read` they are only loaded, and only with `Relaxed`: the memory is read-only.
 pub unsafe trait Shared {}
 
 /// The writer's side; its drop leaves the last values to the readers.
@@ -42,6 +43,12 @@ impl Written {
         // The map above stays writable; FUTURE_WRITE keeps everybody else from making another one that is.
         fcntl_add_seals(&memory, NEEDED_SEALS | SealFlags::FUTURE_WRITE)?;
         Ok(Self { map, memory })
+    }
+
+    /// Keeps the page out of the swap, where the host lets this process do so.
+    pub fn lock(self) -> Self {
+        let _ = self.map.lock();
+        self
     }
 
     pub fn get<T: Shared>(&self) -> &T {
@@ -83,8 +90,14 @@ impl Read {
         Ok(Self { map })
     }
 
+    /// Keeps the page out of the swap, where the host lets this process do so.
+    pub fn lock(self) -> Self {
+        let _ = self.map.lock();
+        self
+    }
+
     pub fn get<T: Shared>(&self) -> &T {
-        // SAFETY: as in the writer; the map is read-only and so is every access.
+        // SAFETY: as in the writer; the map is read-only and so is every access, as the type promises.
         unsafe { &*self.map.as_ptr().cast::<T>() }
     }
 }

@@ -1,13 +1,13 @@
 //! Starts the instances of functions, and knows the tasks that keep them.
 use std::{
-    collections::{HashMap, hash_map::Entry},
-    sync::Arc,
+    collections::HashMap,
+    sync::{Arc, Weak},
     time::Duration,
 };
 
 use anyhow::{Context as _, Result};
 use common::FunctionName;
-use handoff::{TICKET_PERIOD, TicketKeysWriter, TicketPeriod};
+use handoff::{TicketKeysWriter, TicketPeriod};
 use tokio::{
     sync::{mpsc, watch},
     task::{self, JoinSet},
@@ -17,13 +17,14 @@ use tokio::{
 use super::{
     keeper::{Event, Id, Keeper, Order},
     memory::Memory,
-    program::Program,
+    program::{Credentials, Program},
     sockets::{Directory, Listener},
 };
 use crate::logs::Log;
 
-/// How often it is looked whether a period has begun: keys are made one ahead, and outlive their use by no more than this.
-const RENEWAL: Duration = Duration::from_secs(TICKET_PERIOD.as_secs() / 36);
+/// How often it is looked whether keys for session tickets are needed or over. Often, because this clock stands still
+/// while the host sleeps, and theirs does not.
+const RENEWAL: Duration = Duration::from_secs(60);
 
 /// What shall run for a function.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,7 +46,8 @@ pub struct Crew {
     events: mpsc::UnboundedSender<Event>,
     log: Log,
     /// Keys for session tickets, of each function that has a certificate: all its instances know each other's tickets.
-    ticket_keys: HashMap<FunctionName, Arc<TicketKeysWriter>>,
+    /// Those with other credentials have other keys, as whoever had the old ones may have the old keys as well.
+    ticket_keys: HashMap<FunctionName, (Credentials, Weak<TicketKeysWriter>)>,
     renewal: Interval,
     /// Looked for when the first function is bounded.
     memory: Option<Memory>,
@@ -109,30 +111,27 @@ impl Crew {
         Keeper::start(self.next_id, program, ticket_keys, listener, bounded, log, events).with_context(failed)
     }
 
+    /// The keys that go with this program's credentials, which live as long as an instance has them.
     fn ticket_keys_of(&mut self, program: &Program) -> Result<Option<Arc<TicketKeysWriter>>> {
-        if !program.has_certificate() {
-            return Ok(None);
+        let Some(credentials) = program.credentials() else { return Ok(None) };
+        let known = self.ticket_keys.get(&program.name).filter(|(of, _)| *of == credentials);
+        if let Some(keys) = known.and_then(|(_, keys)| keys.upgrade()) {
+            return Ok(Some(keys));
         }
-        Ok(Some(Arc::clone(match self.ticket_keys.entry(program.name) {
-            Entry::Occupied(keys) => keys.into_mut(),
-            Entry::Vacant(place) => {
-                let keys = TicketKeysWriter::create().context("its keys for session tickets")?;
-                place.insert(Arc::new(keys))
-            }
-        })))
+        let keys = Arc::new(TicketKeysWriter::create().context("its keys for session tickets")?);
+        self.ticket_keys.insert(program.name, (credentials, Arc::downgrade(&keys)));
+        Ok(Some(keys))
     }
 
-    fn renew_ticket_keys(&self) {
-        for (function, keys) in &self.ticket_keys {
-            if let Err(error) = keys.renew(TicketPeriod::now()) {
+    /// Renews the keys of those who still have any.
+    fn renew_ticket_keys(&mut self, now: TicketPeriod, soon: TicketPeriod) {
+        self.ticket_keys.retain(|function, (_, keys)| {
+            let Some(keys) = keys.upgrade() else { return false };
+            if let Err(error) = keys.renew(now, soon) {
                 tracing::error!(%function, %error, "can't renew the keys for session tickets");
             }
-        }
-    }
-
-    /// Forgets what was kept for functions that are no more.
-    pub fn retain(&mut self, is_there: impl Fn(&FunctionName) -> bool) {
-        self.ticket_keys.retain(|function, _| is_there(function));
+            true
+        });
     }
 
     /// Gives each keeper a task of its own.
@@ -152,7 +151,7 @@ impl Crew {
             let ended = tokio::select! {
                 Some(ended) = self.keepers.join_next_with_id() => ended,
                 _ = self.renewal.tick() => {
-                    self.renew_ticket_keys();
+                    self.renew_ticket_keys(TicketPeriod::now(), TicketPeriod::soon());
                     continue;
                 }
             };
@@ -165,5 +164,63 @@ impl Crew {
                 }
             };
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use handoff::TicketKeysReader;
+    use tokio::time::{interval, timeout};
+
+    use super::*;
+    use crate::{
+        config::Bytes,
+        logs::{Format, Logs},
+    };
+
+    fn crew(folder: &std::path::Path) -> Crew {
+        let directory = Directory::open(&folder.join("functions")).unwrap();
+        Crew::new(directory, Logs::to(std::io::sink(), Format::Text).unwrap().log()).0
+    }
+
+    fn program(name: &str) -> Program {
+        let mut program = Program::bare(name.parse().unwrap(), "/bin/false".into());
+        program.files.push(("certificate", "/etc/hostname".into()));
+        program
+    }
+
+    #[tokio::test]
+    async fn keys_go_with_credentials_and_end_with_the_last_who_has_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut crew = crew(folder.path());
+        let (program, mut changed) = (program("echo"), program("echo"));
+        let keys = crew.ticket_keys_of(&program).unwrap().unwrap();
+        changed.memory_max = Some(Bytes(1 << 30));
+        let same = crew.ticket_keys_of(&changed).unwrap().unwrap();
+        assert!(Arc::ptr_eq(&keys, &same));
+        let bare = Program::bare(program.name, "/bin/false".into());
+        assert!(crew.ticket_keys_of(&bare).unwrap().is_none());
+        changed.files.push(("key", "/etc/hostname".into()));
+        let others = crew.ticket_keys_of(&changed).unwrap().unwrap();
+        assert!(!Arc::ptr_eq(&keys, &others));
+        drop((keys, same, others));
+        // The clock that renews keys also forgets them.
+        crew.renewal = interval(Duration::from_millis(1));
+        assert!(timeout(Duration::from_millis(50), crew.ended()).await.is_err());
+        assert!(crew.ticket_keys.is_empty());
+    }
+
+    #[tokio::test]
+    async fn keys_are_renewed() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut crew = crew(folder.path());
+        let keys = crew.ticket_keys_of(&program("echo")).unwrap().unwrap();
+        let reader = TicketKeysReader::open(keys.as_fd().try_clone_to_owned().unwrap()).unwrap();
+        let next = TicketPeriod::now().after().after();
+        assert!(reader.key(next).is_none());
+        crew.renew_ticket_keys(next, next);
+        assert!(reader.key(next).is_some());
     }
 }

@@ -3,6 +3,7 @@ use std::{
     collections::BTreeMap,
     fs::{self, File, Metadata},
     io,
+    iter::repeat,
     os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
@@ -18,8 +19,9 @@ use crate::config::{Bytes, Config, Function, REFUSAL};
 /// All that a function gets of the supervisor's environment: what finds programs, words messages, chooses log levels.
 const INHERITED: [&str; 3] = ["PATH", "LANG", "POINTSMAN_LOG"];
 
-/// What the certificate's file is called where it is passed.
+/// What these files are called where they are passed.
 const CERTIFICATE: &str = "certificate";
+const KEY: &str = "key";
 
 const ANY_EXECUTE: u32 = 0o111;
 
@@ -39,8 +41,15 @@ pub struct Program {
     versions: Vec<Version>,
 }
 
+/// A certificate, its key, and who can read them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Credentials {
+    files: Vec<((&'static str, PathBuf), Option<Version>)>,
+    user: Option<User>,
+}
+
 /// What changes when a file does.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Version {
     device: u64,
     inode: u64,
@@ -116,8 +125,15 @@ impl Program {
         }
     }
 
-    pub fn has_certificate(&self) -> bool {
-        self.files.iter().any(|(role, _)| *role == CERTIFICATE)
+    /// What shows to clients who the function is; `None` without a certificate.
+    pub fn credentials(&self) -> Option<Credentials> {
+        self.files.iter().any(|(role, _)| *role == CERTIFICATE).then(|| {
+            // The first version is the executable's.
+            let versions = self.versions.iter().skip(1).copied().map(Some).chain(repeat(None));
+            let files = self.files.iter().cloned().zip(versions);
+            let shown = files.filter(|((role, _), _)| [CERTIFICATE, KEY].contains(role));
+            Credentials { files: shown.collect(), user: self.user.clone() }
+        })
     }
 
     fn checked(mut self, user: Option<&str>, users: &mut Users) -> Result<Self> {
@@ -157,7 +173,7 @@ impl Version {
 
 fn files(function: &Function) -> Vec<(&'static str, PathBuf)> {
     let certificate = function.certificate.iter().map(|path| (CERTIFICATE, path.clone()));
-    certificate.chain(function.key.iter().map(|path| ("key", path.clone()))).collect()
+    certificate.chain(function.key.iter().map(|path| (KEY, path.clone()))).collect()
 }
 
 /// Later entries win: what the function and the supervisor agree on can't be configured away.

@@ -57,6 +57,8 @@ pub enum ConfigError {
 #[derive(Clone)]
 pub struct Acceptor {
     config: Arc<ServerConfig>,
+    /// `None`: this instance's alone, which the configuration has.
+    tickets: Option<Arc<Tickets>>,
     identity: Arc<CertifiedKey>,
 }
 
@@ -111,15 +113,14 @@ impl Acceptor {
         // A replayed request must not reach a function.
         config.max_early_data_size = 0;
         // Tickets keep nothing here; a cache would keep the secrets of clients that never come back.
-        config.ticketer = match ticket_keys {
-            Some(memory) => {
-                let certificate = identity.end_entity_cert().map_err(ConfigError::Setup)?;
-                Arc::new(Tickets::new(memory, certificate).map_err(ConfigError::SharedTickets)?)
-            }
-            None => ring::Ticketer::new().map_err(ConfigError::Tickets)?,
-        };
+        config.ticketer = ring::Ticketer::new().map_err(ConfigError::Tickets)?;
+        let certificate = identity.end_entity_cert().map_err(ConfigError::Setup)?;
+        let tickets = ticket_keys
+            .map(|memory| Tickets::new(memory, certificate).map(Arc::new))
+            .transpose()
+            .map_err(ConfigError::SharedTickets)?;
         config.session_storage = Arc::new(NoServerSessionStorage {});
-        Ok(Self { config: Arc::new(config), identity })
+        Ok(Self { config: Arc::new(config), tickets, identity })
     }
 
     /// The function's certificate and key, which also prove to other functions who it is.
@@ -133,6 +134,9 @@ impl Acceptor {
         let secrets = Arc::new(SecretCapture::default());
         let mut config = ServerConfig::clone(&self.config);
         config.key_log = Arc::<SecretCapture>::clone(&secrets);
+        if let Some(tickets) = &self.tickets {
+            config.ticketer = tickets.for_connection();
+        }
         handshake::accept(Arc::new(config), &secrets, socket, within).await
     }
 }
