@@ -9,7 +9,7 @@ use std::{
 };
 
 use common::FunctionName;
-use handoff::{Connection, MAX_BATCH, MessageBuffer, WorkerId};
+use handoff::{Connection, MAX_BATCH, MessageBuffer};
 use nix::sys::resource::{Resource, getrlimit};
 use tokio::{
     io::{Interest, unix::AsyncFd},
@@ -120,8 +120,8 @@ pub struct Instances {
     spent: Vec<OwnedFd>,
     /// Memory for what instances say; taken out while it is read.
     message: Option<MessageBuffer>,
-    /// Workers that wait for places at functions all of whose workers are full.
-    asked: Vec<(WorkerId, FunctionName)>,
+    /// Questions for places at functions all of whose workers are full.
+    asked: Vec<moves::Asked>,
     moves: MoveCounts,
     /// Connections that moved to nobody and are to be refused.
     orphans: Vec<Ready>,
@@ -298,13 +298,14 @@ impl Instances {
             self.retry(now);
         }
         if self.room_poll_at.is_some_and(|at| at <= now) {
-            useful |= self.has_room_again(now);
+            useful |= self.has_room_again();
         }
         closing::close_all(&mut self.spent);
         useful || !self.orphans.is_empty()
     }
 
-    fn has_room_again(&mut self, now: Instant) -> bool {
+    fn has_room_again(&mut self) -> bool {
+        self.room_poll_at = None;
         self.begin_round();
         self.in_flight_estimate = self.in_flight();
         let Self { functions, slots, round, .. } = self;
@@ -321,8 +322,11 @@ impl Instances {
             // Whoever finds none when it is tried again comes back.
             self.starved.clear();
         }
-        let waiting = self.send_backlogs() | self.grant_to_waiting();
-        self.room_poll_at = (waiting || !self.starved.is_empty()).then(|| now + ROOM_POLL);
+        self.send_backlogs();
+        self.answer_waiting();
+        if !self.starved.is_empty() {
+            self.poll_for_room();
+        }
         room
     }
 

@@ -1,7 +1,11 @@
 //! A function is started anew, with another environment or certificate, and no request fails.
 use std::{
     fs,
-    sync::{Arc, Mutex},
+    io::Write,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::Duration,
 };
@@ -28,6 +32,8 @@ in_both_modes!(
     idle_connections_go_on_at_the_new_instance,
     a_request_in_progress_does_not_end_its_connection,
     a_crowd_goes_on_at_the_new_instance,
+    a_full_instance_lets_its_connections_go_on,
+    a_client_that_always_asks_goes_on_at_the_new_instance,
     without_a_new_instance_there_is_one_more_answer,
     a_session_that_can_not_move_has_one_more_answer,
     an_idle_connection_may_still_leave,
@@ -160,7 +166,7 @@ fn a_request_in_progress_does_not_end_its_connection(verdicts: Verdicts) -> Resu
     clients.iter_mut().try_for_each(|client| is_answered(client, "echo"))
 }
 
-/// More than fit into any queue at once.
+/// Many at once, which all the old instance's workers want to be rid of.
 fn a_crowd_goes_on_at_the_new_instance(verdicts: Verdicts) -> Result<()> {
     const EACH: usize = 600;
     let mut stack = Stack::start(verdicts);
@@ -184,6 +190,76 @@ fn a_crowd_goes_on_at_the_new_instance(verdicts: Verdicts) -> Result<()> {
         is_answered(client, "echo")?;
     }
     Ok(())
+}
+
+/// An instance that takes nothing more still hears where its connections can go.
+fn a_full_instance_lets_its_connections_go_on(verdicts: Verdicts) -> Result<()> {
+    // A worker is full when less than a message's connections would fit.
+    const ROOM: usize = 192;
+    const OPEN: usize = ROOM - 64 + 1;
+    let mut stack = Stack::start(verdicts);
+    let configuration = Configuration::of(&stack);
+    let arguments = format!("/echo\", \"--workers\", \"1\", \"--max-connections\", \"{ROOM}\"]");
+    let small = configuration.text().replace("/echo\"]", &arguments);
+    configuration.replace(&small);
+    redeployed(&mut stack);
+    let mut clients = Vec::new();
+    for number in 0..OPEN {
+        let mut client = if number % 8 == 0 { stack.tls_client("echo")? } else { stack.client()? };
+        is_answered(&mut client, "echo")?;
+        clients.push(client);
+    }
+    // Two, so that all have room.
+    configuration.replace(&with_lines(&small, "echo", "instances = 2\nenv = { ROUND = \"1\" }"));
+    redeployed(&mut stack);
+    clients.iter_mut().try_for_each(|client| is_answered(client, "echo"))
+}
+
+/// The next request is always there before the last one is answered.
+fn a_client_that_always_asks_goes_on_at_the_new_instance(verdicts: Verdicts) -> Result<()> {
+    const BURST: usize = 100;
+    let mut stack = Stack::start(verdicts);
+    let before = stack.processes_of("echo");
+    let mut writer = stack.connect_http()?;
+    let mut client = Client::new(Wire::Plain(writer.try_clone()?));
+    writer.set_nonblocking(false)?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let asking = {
+        let stop = Arc::clone(&stop);
+        thread::spawn(move || -> Result<usize> {
+            // Fields that echo repeats, so that it is slower than who asks.
+            let fields: String = (0..80).map(|number| format!("x-field-{number}: {number}\r\n")).collect();
+            let request = format!("GET /function/echo HTTP/1.1\r\nHost: {}\r\n{fields}\r\n", host("echo"));
+            let burst = request.repeat(BURST);
+            let mut asked = 0;
+            while !stop.load(Ordering::Relaxed) {
+                writer.write_all(burst.as_bytes())?;
+                asked += BURST;
+            }
+            Ok(asked)
+        })
+    };
+    let answering = thread::spawn(move || -> Result<(Client, usize)> {
+        let mut answered = 0;
+        while !(answered > 0 && asking.is_finished()) {
+            let answer = client.response()?;
+            ensure!(answer.status() == 200 && answer.head.field("connection").is_none(), "{answer:?}");
+            answered += 1;
+        }
+        let asked = asking.join().expect("the asking thread panicked")?;
+        for _ in answered..asked {
+            let answer = client.response()?;
+            ensure!(answer.status() == 200 && answer.head.field("connection").is_none(), "{answer:?}");
+        }
+        Ok((client, asked))
+    });
+    Configuration::of(&stack).add_to("echo", "env = { ROUND = \"1\" }");
+    stack.supervisor().signal(Signal::SIGHUP);
+    until_gone(&mut stack, &before);
+    stop.store(true, Ordering::Relaxed);
+    let (mut client, asked) = answering.join().expect("the answering thread panicked")?;
+    ensure!(asked > BURST, "too few requests to tell");
+    is_answered(&mut client, "echo")
 }
 
 /// A function that is taken out of the configuration has nobody who could go on: what comes soon is answered, and the end

@@ -8,6 +8,7 @@ use tests::{
     Stack, Verdicts,
     configuration::Configuration,
     eventually,
+    metrics::Metrics,
     stack::{DOMAINS, Plan, count_fds, host},
     tls,
     wire::{Client, Wire},
@@ -48,6 +49,10 @@ fn redeploy(stack: &mut Stack) {
 fn every_instance_knows_the_tickets_of_the_others(verdicts: Verdicts) -> Result<()> {
     const INSTANCES: usize = 3;
     let mut stack = Plan::new(verdicts).function_setting("echo", &format!("instances = {INSTANCES}")).start();
+    eventually("all instances to take connections", || {
+        let up = Metrics::scrape(&stack).ok()?.sum("pointsman_instances_up", &[("function", "echo")]);
+        (up == INSTANCES as f64).then_some(())
+    });
     let processes = stack.processes_of("echo");
     ensure!(processes.len() == INSTANCES, "{processes:?}");
     let before: HashMap<_, _> = processes.iter().map(|&pid| (pid, count_fds(pid))).collect();
@@ -60,7 +65,8 @@ fn every_instance_knows_the_tickets_of_the_others(verdicts: Verdicts) -> Result<
             held.push(connect(&stack, &config, HandshakeKind::Resumed)?);
         }
     }
-    ensure!(processes.iter().all(|&pid| count_fds(pid) > before[&pid]), "not all were asked");
+    // One more may be a pool connection that was late.
+    ensure!(processes.iter().all(|&pid| count_fds(pid) > before[&pid] + 1), "not all were asked");
     Ok(())
 }
 

@@ -184,8 +184,12 @@ async fn work<H, F>(
         });
     }
     worker.stop.request();
+    // Who waits for room waits no more.
+    worker.open.changed.notify_waiters();
     let moves = features & Hello::MOVES != 0;
-    if !(moves && timeout(DRAIN_PATIENCE, worker.drain()).await.is_ok()) {
+    let is_drained = moves && timeout(DRAIN_PATIENCE, worker.drain()).await.is_ok();
+    // While connections are leaving, gateways are heard: somebody else may be slow to say that nothing more comes.
+    if !is_drained && !worker.succession.goes_on() {
         worker.stop_receiving();
     }
     if timeout(plan.stop_timeout, worker.finish()).await.is_err() {
@@ -221,9 +225,12 @@ impl Worker {
     /// Waits until all connections are over and the gateways have heard all that is to be said to them.
     async fn finish(&self) {
         let is_idle = || self.open.connections.load(Ordering::Relaxed) == 0;
-        self.until(|| is_idle() && self.posts().all(|post| post.is_drained())).await;
+        self.until(is_idle).await;
+        let is_drained = || is_idle() && self.posts().all(|post| post.is_drained());
+        // Whoever isn't by then is told by the end of receiving, and what is in the queue is still taken.
+        let _ = timeout(DRAIN_PATIENCE, self.until(is_drained)).await;
         self.stop_receiving();
-        self.until(|| self.posts().next().is_none()).await;
+        self.until(|| is_idle() && self.posts().next().is_none()).await;
     }
 
     fn posts(&self) -> impl Iterator<Item = Rc<Post>> {
@@ -305,15 +312,10 @@ impl Worker {
         open.saturating_add(MAX_BATCH as u32) > connections_max
     }
 
-    /// Waits until another message's descriptors fit: what isn't taken stays with the gateway, which notices.
+    /// Waits until another message's descriptors fit: what isn't taken stays with the gateway, which notices. Who stops
+    /// has to hear where its connections can go, and little more comes than that.
     pub(crate) async fn room(&self, connections_max: u32) {
-        loop {
-            let changed = self.open.changed.notified();
-            if !self.is_full(connections_max) {
-                return;
-            }
-            changed.await;
-        }
+        self.until(|| !self.is_full(connections_max) || self.stop.is_requested()).await;
     }
 }
 
@@ -357,7 +359,7 @@ where
                     Err(error @ handoff::Error::OutOfDescriptors { .. }) => tracing::error!(%error),
                     Err(error) => return Err(error),
                 }
-                if self.worker.is_full(self.connections_max) {
+                if self.worker.is_full(self.connections_max) && !self.worker.stop.is_requested() {
                     break;
                 }
             }

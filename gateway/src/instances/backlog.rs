@@ -45,11 +45,16 @@ impl Backlog {
         self.moved < MOVED_MAX
     }
 
+    /// Whether more can be said that others cause.
+    pub fn can_say(&self) -> bool {
+        self.said < SAID_MAX
+    }
+
     /// Puts a message at the end; false if it has no room.
     pub fn push(&mut self, message: &GatewayMessage<'_>) -> bool {
         let waiting = Waiting::of(message);
         if waiting.is_said_for_others() {
-            if self.said >= SAID_MAX {
+            if !self.can_say() {
                 return false;
             }
             self.said += 1;
@@ -106,7 +111,7 @@ impl Waiting {
         }
     }
 
-    /// The others are bounded by the places that were granted, and one for each worker that grants some.
+    /// The others are bounded by the places that were granted, and by one for each worker that has granted some.
     fn is_said_for_others(&self) -> bool {
         matches!(self, Self::Grant(_) | Self::Flight { .. })
     }

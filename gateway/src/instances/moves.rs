@@ -4,6 +4,7 @@ use std::{
     mem,
     os::fd::{AsFd, OwnedFd},
     slice,
+    time::Duration,
     vec::Drain,
 };
 
@@ -13,6 +14,7 @@ use handoff::{
     Berth, Connection, Flight, FromInstance, GatewayMessage, Grant, GrantAnswer, Hello, InstanceMessage,
     MAX_MOVES, Move, Purpose, SendError, WorkerId,
 };
+use tokio::time::Instant;
 
 use super::{
     Instances, Ready, Source,
@@ -34,6 +36,16 @@ const HELD_MAX: u32 = 4 * PLACES;
 /// Connections and other messages that are taken from one pool connection in one turn, so that none keeps the others
 /// waiting.
 const TURN: usize = 64;
+
+/// How long a question waits for somebody to have room: whoever asked asks no longer.
+const ASK_PATIENCE: Duration = Duration::from_secs(1);
+
+/// A question for places that waits for somebody to have room.
+pub struct Asked {
+    from: WorkerId,
+    function: FunctionName,
+    until: Instant,
+}
 
 /// How a move ended, as far as the gateway sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -120,7 +132,7 @@ impl Instances {
 
     fn answer(&mut self, from: WorkerId, message: InstanceMessage<'_>) {
         match message {
-            InstanceMessage::Ask(function) => self.grant_or_wait(from, function),
+            InstanceMessage::Ask(function) => self.ask(from, function),
             InstanceMessage::Flight(flight) => self.relay(from, &flight),
             InstanceMessage::Revoked(to) => {
                 if let Some(worker) = self.worker(from) {
@@ -138,29 +150,35 @@ impl Instances {
         }
     }
 
-    /// Answers a question for places, or leaves it until somebody has room: whoever asks knows how long that may take.
-    fn grant_or_wait(&mut self, from: WorkerId, function: FunctionName) {
-        self.begin_round();
-        match self.grant(from, function) {
-            Some(answer) => {
-                self.say(from, &GatewayMessage::Grant(Grant { function, answer }));
-            }
-            None if self.asked.contains(&(from, function)) => {}
-            None => {
-                self.asked.push((from, function));
-                self.poll_for_room();
-            }
+    /// Answers a question for places, or leaves it until somebody has room.
+    fn ask(&mut self, from: WorkerId, function: FunctionName) {
+        // Who asks twice gets one answer.
+        if !self.asked.iter().any(|asked| (asked.from, asked.function) == (from, function)) {
+            self.begin_round();
+            let until = self.round.at + ASK_PATIENCE;
+            self.answer_or_wait(Asked { from, function, until });
         }
     }
 
-    /// Answers those who wait for room; true when somebody waits still.
-    pub(super) fn grant_to_waiting(&mut self) -> bool {
-        for (from, function) in mem::take(&mut self.asked) {
-            if self.worker(from).is_some() {
-                self.grant_or_wait(from, function);
+    fn answer_or_wait(&mut self, asked: Asked) {
+        let Asked { from, function, until } = asked;
+        // What can't be said must not be granted.
+        let Some(hears) = self.worker(from).map(|worker| worker.backlog.can_say()) else { return };
+        let answer = match hears.then(|| self.grant(from, function)).flatten() {
+            None if self.round.at < until => {
+                self.asked.push(asked);
+                return self.poll_for_room();
             }
+            answer => answer.unwrap_or(GrantAnswer::Unavailable),
+        };
+        self.say(from, &GatewayMessage::Grant(Grant { function, answer }));
+    }
+
+    /// Answers those who wait for room.
+    pub(super) fn answer_waiting(&mut self) {
+        for asked in mem::take(&mut self.asked) {
+            self.answer_or_wait(asked);
         }
-        !self.asked.is_empty()
     }
 
     /// `None` while all who could take connections are full, or have granted enough.
@@ -231,7 +249,9 @@ impl Instances {
     fn relay(&mut self, from: WorkerId, flight: &Flight<'_>) {
         let Some(function) = self.function_of(from) else { return };
         let said = self.say(flight.peer, &GatewayMessage::Flight(Flight { peer: from, function, ..*flight }));
-        if !said {
+        // Once is enough, and who doesn't listen must not fill the gateway's memory by asking for more.
+        let is_heard = self.worker(from).is_some_and(|worker| worker.backlog.is_empty());
+        if !said && is_heard {
             self.say(from, &GatewayMessage::Revoke(flight.peer));
         }
     }
@@ -335,8 +355,8 @@ impl Instances {
         }
     }
 
-    /// Sends what waited for room; true when something waits still.
-    pub(super) fn send_backlogs(&mut self) -> bool {
+    /// Sends what waited for room.
+    pub(super) fn send_backlogs(&mut self) {
         let mut waiting = false;
         let mut done = Vec::new();
         for slot in 0..self.slots.len() {
@@ -365,7 +385,9 @@ impl Instances {
             }
         }
         done.into_iter().for_each(|worker| self.tell_if_drained(worker));
-        waiting
+        if waiting {
+            self.poll_for_room();
+        }
     }
 
     /// Settles what others had to do with a worker whose pool connection is over.

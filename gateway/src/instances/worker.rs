@@ -107,7 +107,8 @@ impl Worker {
 
     /// How much it has to do; `None` when it can't take another connection.
     pub fn load(&self) -> Option<Load> {
-        let load = Load { stalled: self.stalled, connections: self.queued + self.open };
+        let connections = self.queued + self.waiting() + self.open;
+        let load = Load { stalled: self.stalled, connections };
         (self.is_taking() && self.queued < WINDOW).then_some(load)
     }
 

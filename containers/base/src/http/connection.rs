@@ -22,6 +22,7 @@ use tokio::{
 
 use super::{
     access::{self, AccessLog, Entry},
+    departure::Leave,
     exchange::{Exchange, Next},
     head::{Fields, Framing, Head, HeadScan},
     incoming::Incoming,
@@ -36,7 +37,7 @@ use super::{
 };
 use crate::{
     linger::Linger,
-    moves::{Luggage, Mover, Origin, Place, Prospect, Refused, State, Succession},
+    moves::{Mover, Origin, Place, Prospect, Succession},
     stop::{Listener, Stop},
     stream::Stream,
     timer::{Timer, Wait},
@@ -44,10 +45,6 @@ use crate::{
 
 /// One read on behalf of a head: more than most heads have, and on the stack, so that an idle connection holds none.
 const HEAD_READ_BYTES: usize = 8 * 1024;
-
-/// What was read beyond the last answered request may go along if it is no more than this, so that all that travels
-/// with a connection fits into one message.
-const RESIDUE_BYTES: usize = 112 * 1024;
 
 /// What all connections of a worker have in common.
 pub struct Shared {
@@ -69,16 +66,16 @@ pub struct Connection {
     pub(super) timer: Timer,
     pub(super) shared: Rc<Shared>,
     pub(super) nudges: u8,
-    protocol: Protocol,
-    origin: Origin,
+    pub(super) protocol: Protocol,
+    pub(super) origin: Origin,
     /// The function that the client came for, if it came for another one.
-    home: Option<Box<FunctionName>>,
+    pub(super) home: Option<Box<FunctionName>>,
     stop: Listener,
     /// Looks for another instance when this one stops.
-    successor: Option<Pin<Box<dyn Future<Output = Option<Place>>>>>,
+    pub(super) successor: Option<Pin<Box<dyn Future<Output = Option<Place>>>>>,
     scan: HeadScan,
     empty_lines: u16,
-    requests: u64,
+    pub(super) requests: u64,
 }
 
 /// How a connection ends.
@@ -109,15 +106,6 @@ pub(super) enum Judged {
     Refuse(Method, Reject, Persistence, Coding),
     /// Another function's: nothing of it is consumed.
     Leave(Leave),
-}
-
-/// A request that another function is to answer.
-pub(super) struct Leave {
-    pub function: FunctionName,
-    length: usize,
-    /// For an answer in the other function's place.
-    method: Method,
-    persistence: Persistence,
 }
 
 /// What comes of waiting for a request.
@@ -210,56 +198,6 @@ impl Connection {
         }
     }
 
-    /// Sends what was answered, and reserves a place for what was asked; without one the answer is given here.
-    async fn leave(&mut self, leave: Leave) -> Result<Option<Place>, End> {
-        self.flush().await.map_err(End::Lost)?;
-        let reserved = if self.input.len() > RESIDUE_BYTES {
-            Err(Refused::Misdirected)
-        } else {
-            self.shared.mover.reserve(leave.function, self.protocol).await
-        };
-        let (reject, persistence) = match reserved {
-            Ok(place) => return Ok(Some(place)),
-            Err(Refused::Misdirected) => (Reject::MISDIRECTED, Persistence::Close),
-            Err(Refused::NoFunction) => (Reject::NO_FUNCTION, leave.persistence),
-            Err(Refused::Unavailable) => (Reject::NO_INSTANCE, leave.persistence),
-        };
-        self.input.advance(leave.length);
-        self.requests += 1;
-        self.account(Some(&leave.method), reject);
-        let coding = Coding::for_reject(&leave.method, reject);
-        self.answer(reject, persistence, coding);
-        if persistence == Persistence::Close { Err(End::Linger) } else { Ok(None) }
-    }
-
-    /// Takes the connection apart and sends it to its place.
-    async fn depart(self, place: Place) {
-        let Self { origin, requests, protocol, .. } = self;
-        let shared = Rc::clone(&self.shared);
-        let home = self.home.as_deref().copied().unwrap_or(shared.identity.name);
-        let (stream, input) = self.into_parts();
-        let (socket, state) = match stream {
-            Stream::Plain(socket) => (socket, State::Plain(input.into())),
-            Stream::Tls(stream) => match stream.into_parts() {
-                Ok((socket, mut state)) => match state.unread(&input) {
-                    Ok(()) => (socket, State::Tls(Box::new(state))),
-                    Err(error) => {
-                        return tracing::warn!(id = origin.id, %error, "a session could not move");
-                    }
-                },
-                Err(error) => return tracing::warn!(id = origin.id, %error, "a session could not move"),
-            },
-        };
-        shared.mover.send(place, origin, protocol, Luggage { home, requests, state }, socket).await;
-    }
-
-    /// Takes the connection apart between two requests, with its answers sent: what is left of it is its stream, and
-    /// the input that belongs to the next request.
-    pub fn into_parts(self) -> (Stream, Bytes) {
-        debug_assert!(self.output.is_empty(), "an answer would be lost");
-        (self.stream, self.input.freeze())
-    }
-
     /// Waits for a request that a handler is to see, and answers the others.
     fn poll_exchange(&mut self, cx: &mut Context<'_>) -> Poll<Result<Asked, End>> {
         loop {
@@ -290,9 +228,18 @@ impl Connection {
     /// Waits for a whole head at the front of the input, and consumes nothing of it.
     pub(super) fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Heard, End>> {
         loop {
+            if self.is_succeeded()
+                && let Some(place) = ready!(self.poll_departure(cx)).map_err(End::Lost)?
+            {
+                return Poll::Ready(Ok(Heard::Successor(place)));
+            }
             match self.scan_head() {
                 Ok(None) => {}
-                Ok(Some(length)) => return Poll::Ready(Ok(Heard::Head(length))),
+                Ok(Some(length)) => {
+                    // Whoever has a request looks for nobody, and keeps nobody waiting who does.
+                    self.successor = None;
+                    return Poll::Ready(Ok(Heard::Head(length)));
+                }
                 Err(reject) => return Poll::Ready(Ok(Heard::Fault(reject))),
             }
             ready!(self.poll_output(cx)).map_err(End::Lost)?;
@@ -300,8 +247,7 @@ impl Connection {
             match self.poll_read_head(cx) {
                 Poll::Ready(Ok(0)) if begun => return Poll::Ready(Ok(Heard::Fault(Reject::INCOMPLETE))),
                 Poll::Ready(Ok(0)) => return Poll::Ready(Err(End::Close { unread: false })),
-                // Whoever has a request looks for nobody, and keeps nobody waiting who does.
-                Poll::Ready(Ok(_)) => self.successor = None,
+                Poll::Ready(Ok(_)) => {}
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(lost_between_requests(error))),
                 Poll::Pending => return self.poll_wait(begun, cx),
             }
@@ -311,15 +257,18 @@ impl Connection {
     /// Waits for a request, or for more of it if it has begun.
     fn poll_wait(&mut self, begun: bool, cx: &mut Context<'_>) -> Poll<Result<Heard, End>> {
         let stopping = !begun && self.stop.poll(cx).is_ready();
-        if stopping && let Poll::Ready(Some(place)) = self.poll_successor(cx) {
+        if stopping && let Some(place) = self.poll_successor(cx) {
             return Poll::Ready(Ok(Heard::Successor(place)));
+        }
+        if begun && !self.is_succeeded() {
+            self.successor = None;
         }
         let limits = &self.shared.limits;
         if begun || self.requests == 0 {
             ready!(self.timer.poll(Wait::Head, limits.head_timeout, cx));
             return Poll::Ready(Ok(Heard::Fault(Reject::TIMEOUT)));
         }
-        if stopping && self.shared.succession.prospect(self.protocol) != Prospect::Successor {
+        if stopping && self.prospect() != Prospect::Successor {
             ready!(self.timer.poll(Wait::LastRequest, STOP_GRACE, cx));
         } else {
             // An idle connection costs its socket and little else.
@@ -328,23 +277,6 @@ impl Connection {
             ready!(self.timer.poll(Wait::Request, limits.idle_timeout, cx));
         }
         Poll::Ready(Err(End::Close { unread: true }))
-    }
-
-    /// A place at another instance, if there is one.
-    fn poll_successor(&mut self, cx: &mut Context<'_>) -> Poll<Option<Place>> {
-        let successor = self.successor.get_or_insert_with(|| {
-            let (succession, protocol) = (self.shared.succession.clone(), self.protocol);
-            Box::pin(async move { succession.place(protocol).await })
-        });
-        let place = ready!(successor.as_mut().poll(cx));
-        self.successor = None;
-        Poll::Ready(place)
-    }
-
-    /// Whether no request can follow, because the function stops and no other instance goes on with the connection.
-    pub(super) fn is_stopping(&self) -> bool {
-        let prospect = self.shared.succession.prospect(self.protocol);
-        self.shared.stop.is_requested() && prospect == Prospect::Nobody
     }
 
     fn scan_head(&mut self) -> Result<Option<usize>, Reject> {
@@ -441,7 +373,7 @@ impl Connection {
     }
 
     /// Counts an answer without a handler; it takes no time that is worth a look at the clock.
-    fn account(&self, method: Option<&Method>, reject: Reject) {
+    pub(super) fn account(&self, method: Option<&Method>, reject: Reject) {
         let counted = method.map_or(handoff::Method::Other, tally::counted);
         self.shared.tally.count(counted, Some(reject.status.as_u16()), Duration::ZERO);
         if let Some(log) = &self.shared.access_log {
@@ -504,7 +436,7 @@ impl Connection {
         flushed
     }
 
-    async fn flush(&mut self) -> io::Result<()> {
+    pub(super) async fn flush(&mut self) -> io::Result<()> {
         poll_fn(|cx| self.poll_output(cx)).await
     }
 

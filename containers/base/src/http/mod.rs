@@ -4,6 +4,7 @@ mod body;
 mod chunked;
 mod connection;
 mod date;
+mod departure;
 mod exchange;
 mod head;
 mod hosts;

@@ -1,14 +1,21 @@
 //! How connections go on at another instance of their function when this one stops.
-use std::{cell::Cell, rc::Rc};
+use std::{cell::Cell, rc::Rc, time::Duration};
 
 use common::Protocol;
-use tokio::sync::Semaphore;
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, sleep},
+};
 
 use super::{Mover, Place};
 
 /// Connections that look for a place at once: as many as leave with one message. Each answer wakes all who wait for it,
 /// which must not be everybody.
 const TURNS: usize = handoff::MAX_MOVES;
+
+/// A successor that was there and is not: it may be starting again, or full for a moment.
+const PATIENCE: Duration = Duration::from_secs(1);
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// One for each worker; by the default nothing goes on.
 #[derive(Clone)]
@@ -66,15 +73,34 @@ impl Succession {
     pub async fn place(&self, protocol: Protocol) -> Option<Place> {
         let line = self.line(protocol);
         let _turn = line.turns.acquire().await.ok()?;
-        let place = self.0.mover.reserve_successor(protocol).await.ok();
-        if place.is_some() {
-            line.prospect.set(Prospect::Successor);
-        } else {
+        let place = self.find(protocol).await;
+        if place.is_none() {
             line.prospect.set(Prospect::Nobody);
             // Everybody behind learns it without asking.
             line.turns.close();
+        } else if !line.turns.is_closed() {
+            line.prospect.set(Prospect::Successor);
         }
         place
+    }
+
+    async fn find(&self, protocol: Protocol) -> Option<Place> {
+        let begun = Instant::now();
+        loop {
+            let reserved = self.0.mover.reserve_successor(protocol).await.ok();
+            let was_there = self.prospect(protocol) == Prospect::Successor;
+            if reserved.is_some() || !was_there || begun.elapsed() >= PATIENCE {
+                return reserved;
+            }
+            sleep(PAUSE).await;
+        }
+    }
+
+    /// Whether connections are going on elsewhere.
+    pub fn goes_on(&self) -> bool {
+        [Protocol::Http, Protocol::Https]
+            .map(|protocol| self.prospect(protocol))
+            .contains(&Prospect::Successor)
     }
 
     pub fn prospect(&self, protocol: Protocol) -> Prospect {

@@ -83,16 +83,20 @@ impl TlsStream {
         Self { socket, inner: Box::new(inner) }
     }
 
-    /// Takes the session apart. All output must have been flushed: it can't be sealed again.
-    pub fn into_parts(self) -> Result<(Socket, SessionState), NotMovable> {
-        let reason = match &*self.inner {
+    /// Why it can't be taken apart now, if it can't.
+    pub fn why_it_stays(&self) -> Option<&'static str> {
+        match &*self.inner {
             Inner { fault: Some(_), .. } => Some("it failed"),
             Inner { closing: true, .. } => Some("it is closed"),
             Inner { outbound, .. } if !outbound.is_empty() => Some("it has output to flush"),
             Inner { record, .. } if record.owes() => Some("it owes an answer"),
             _ => None,
-        };
-        if let Some(reason) = reason {
+        }
+    }
+
+    /// Takes the session apart. All output must have been flushed: it can't be sealed again.
+    pub fn into_parts(self) -> Result<(Socket, SessionState), NotMovable> {
+        if let Some(reason) = self.why_it_stays() {
             return Err(NotMovable { stream: self, reason });
         }
         let Self { socket, inner } = self;

@@ -240,9 +240,18 @@ async fn who_asks_for_a_place_waits_until_somebody_has_room() {
     gateway.arrival(&b).await;
     let GrantAnswer::Granted(berth) = gateway.grant(&a).await else { panic!("there is room") };
 
-    // Who is gone has no room to wait for.
+    // Nobody asks for longer than so long.
     clients.extend(give_back(&a, Protocol::Http, &[("b", berth); MAX_MOVES]));
     gateway.outcomes("a", "b", sent + MAX_MOVES as u64).await;
+    let asked_at = Instant::now();
+    c.say(&InstanceMessage::Ask(name("b"))).unwrap();
+    assert_eq!(gateway.grant(&c).await, GrantAnswer::Unavailable);
+    assert!(asked_at.elapsed() >= ASK_PATIENCE);
+    gateway.arrival(&b).await;
+
+    // Who is gone has no room to wait for.
+    clients.extend(give_back(&a, Protocol::Http, &[("b", berth); MAX_MOVES]));
+    gateway.outcomes("a", "b", sent + 2 * MAX_MOVES as u64).await;
     c.say(&InstanceMessage::Ask(name("b"))).unwrap();
     let answer = timeout(Duration::from_millis(100), gateway.grant(&c)).await;
     assert!(answer.is_err(), "{answer:?}");
