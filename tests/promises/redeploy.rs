@@ -2,6 +2,7 @@
 use std::{
     fs,
     io::Write,
+    net::Shutdown,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -14,7 +15,7 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use tests::{
     Stack, Verdicts,
-    configuration::{Configuration, with_lines, without},
+    configuration::{Configuration, redeploy, until_gone, with_lines, without},
     crowd::crowd,
     eventually,
     load::Load,
@@ -40,20 +41,6 @@ in_both_modes!(
     a_new_certificate_is_shown,
     a_function_that_can_not_start_changes_nothing,
 );
-
-/// Has the supervisor follow the configuration, and waits until other processes serve echo.
-fn redeployed(stack: &mut Stack) {
-    let before = stack.processes_of("echo");
-    stack.supervisor().signal(Signal::SIGHUP);
-    until_gone(stack, &before);
-}
-
-fn until_gone(stack: &mut Stack, before: &[i32]) {
-    eventually("the old instances to be gone", || {
-        let now = stack.processes_of("echo");
-        (!now.is_empty() && before.iter().all(|pid| !now.contains(pid))).then_some(())
-    });
-}
 
 fn a_redeploy_fails_no_request(verdicts: Verdicts) -> Result<()> {
     redeploys_under(verdicts, |stack| Load::start(stack, "echo"))
@@ -81,7 +68,7 @@ fn redeploys_under(verdicts: Verdicts, begin: impl FnOnce(&Stack) -> Load) -> Re
         let lines = format!("instances = {instances}\nenv = {{ ROUND = \"{round}\" }}");
         configuration.replace(&with_lines(&first, "echo", &lines));
         load.wait_for_more();
-        redeployed(&mut stack);
+        redeploy(&mut stack, "echo");
         load.wait_for_more();
         ensure!(stack.processes_of("echo").len() == instances);
     }
@@ -133,7 +120,7 @@ fn idle_connections_go_on_at_the_new_instance(verdicts: Verdicts) -> Result<()> 
     clients.push(stack.tls_client("echo")?);
     for round in 0..3 {
         configuration.replace(&with_lines(&first, "echo", &format!("env = {{ ROUND = \"{round}\" }}")));
-        redeployed(&mut stack);
+        redeploy(&mut stack, "echo");
         for client in &mut clients {
             is_answered(client, "echo")?;
             is_answered(client, "hello")?;
@@ -162,7 +149,7 @@ fn a_request_in_progress_does_not_end_its_connection(verdicts: Verdicts) -> Resu
         let answer = client.response()?;
         ensure!(answer.text() == "half" && answer.head.field("connection").is_none(), "{answer:?}");
     }
-    until_gone(&mut stack, &before);
+    until_gone(&mut stack, "echo", &before);
     clients.iter_mut().try_for_each(|client| is_answered(client, "echo"))
 }
 
@@ -179,7 +166,7 @@ fn a_crowd_goes_on_at_the_new_instance(verdicts: Verdicts) -> Result<()> {
         Ok(())
     });
     Configuration::of(&stack).add_to("echo", "env = { ROUND = \"1\" }");
-    redeployed(&mut stack);
+    redeploy(&mut stack, "echo");
     let metrics = Metrics::scrape(&stack)?;
     let moves = |outcome| {
         let labels = [("source", "echo"), ("target", "echo"), ("outcome", outcome)];
@@ -202,7 +189,7 @@ fn a_full_instance_lets_its_connections_go_on(verdicts: Verdicts) -> Result<()> 
     let arguments = format!("/echo\", \"--workers\", \"1\", \"--max-connections\", \"{ROOM}\"]");
     let small = configuration.text().replace("/echo\"]", &arguments);
     configuration.replace(&small);
-    redeployed(&mut stack);
+    redeploy(&mut stack, "echo");
     let mut clients = Vec::new();
     for number in 0..OPEN {
         let mut client = if number % 8 == 0 { stack.tls_client("echo")? } else { stack.client()? };
@@ -211,7 +198,7 @@ fn a_full_instance_lets_its_connections_go_on(verdicts: Verdicts) -> Result<()> 
     }
     // Two, so that all have room.
     configuration.replace(&with_lines(&small, "echo", "instances = 2\nenv = { ROUND = \"1\" }"));
-    redeployed(&mut stack);
+    redeploy(&mut stack, "echo");
     clients.iter_mut().try_for_each(|client| is_answered(client, "echo"))
 }
 
@@ -221,6 +208,7 @@ fn a_client_that_always_asks_goes_on_at_the_new_instance(verdicts: Verdicts) -> 
     let mut stack = Stack::start(verdicts);
     let before = stack.processes_of("echo");
     let mut writer = stack.connect_http()?;
+    let ending = writer.try_clone()?;
     let mut client = Client::new(Wire::Plain(writer.try_clone()?));
     writer.set_nonblocking(false)?;
     let stop = Arc::new(AtomicBool::new(false));
@@ -255,9 +243,14 @@ fn a_client_that_always_asks_goes_on_at_the_new_instance(verdicts: Verdicts) -> 
     });
     Configuration::of(&stack).add_to("echo", "env = { ROUND = \"1\" }");
     stack.supervisor().signal(Signal::SIGHUP);
-    until_gone(&mut stack, &before);
+    until_gone(&mut stack, "echo", &before);
     stop.store(true, Ordering::Relaxed);
-    let (mut client, asked) = answering.join().expect("the answering thread panicked")?;
+    let answered = answering.join().expect("the answering thread panicked");
+    if answered.is_err() {
+        // Whoever asks waits for a reader who is gone.
+        let _ = ending.shutdown(Shutdown::Both);
+    }
+    let (mut client, asked) = answered?;
     ensure!(asked > BURST, "too few requests to tell");
     is_answered(&mut client, "echo")
 }
@@ -287,7 +280,7 @@ fn a_session_that_can_not_move_has_one_more_answer(verdicts: Verdicts) -> Result
     stack.supervisor().wait_for_line("have taken over").context("it took over")?;
     let (plain, sessions) = clients.split_first_mut().context("a client")?;
     sessions.iter_mut().try_for_each(is_answered_to_the_end)?;
-    until_gone(&mut stack, &before);
+    until_gone(&mut stack, "echo", &before);
     is_answered(plain, "echo")
 }
 
@@ -319,7 +312,7 @@ fn a_new_certificate_is_shown(verdicts: Verdicts) -> Result<()> {
     let renewed = stack.authority.issue("echo", &DOMAINS);
     ensure!(renewed.der != old);
     let load = Load::start(&stack, "echo");
-    redeployed(&mut stack);
+    redeploy(&mut stack, "echo");
     load.wait_for_more();
     load.stop()?;
     ensure!(shown(&stack.tls_client("echo")?) == Some(renewed.der));

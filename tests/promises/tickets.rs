@@ -2,11 +2,10 @@
 use std::{collections::HashMap, sync::Arc};
 
 use anyhow::{Context, Result, ensure};
-use nix::sys::signal::Signal;
 use rustls::{ClientConfig, HandshakeKind, SupportedProtocolVersion, version};
 use tests::{
     Stack, Verdicts,
-    configuration::Configuration,
+    configuration::{Configuration, redeploy},
     eventually,
     metrics::Metrics,
     stack::{DOMAINS, Plan, count_fds, host},
@@ -35,15 +34,6 @@ fn connect(stack: &Stack, config: &Arc<ClientConfig>, expected: HandshakeKind) -
     let kind = session.handshake_kind().context("a handshake")?;
     ensure!(kind == expected, "{kind:?} instead of {expected:?}");
     Ok(client)
-}
-
-fn redeploy(stack: &mut Stack) {
-    let before = stack.processes_of("echo");
-    stack.supervisor().signal(Signal::SIGHUP);
-    eventually("other processes to serve", || {
-        let now = stack.processes_of("echo");
-        (!now.is_empty() && now.iter().all(|pid| !before.contains(pid))).then_some(())
-    });
 }
 
 fn every_instance_knows_the_tickets_of_the_others(verdicts: Verdicts) -> Result<()> {
@@ -77,7 +67,7 @@ fn a_new_instance_knows_the_tickets_of_the_old_one(verdicts: Verdicts) -> Result
         connect(&stack, config, HandshakeKind::Full)?;
     }
     Configuration::of(&stack).add_to("echo", "env = { ROUND = \"1\" }");
-    redeploy(&mut stack);
+    redeploy(&mut stack, "echo");
     for config in &configs {
         connect(&stack, config, HandshakeKind::Resumed)?;
     }
@@ -92,7 +82,7 @@ fn a_new_certificate_is_seen_by_everybody(verdicts: Verdicts) -> Result<()> {
     }
     // Into the same files, as a renewal does it.
     stack.authority.issue("echo", &DOMAINS);
-    redeploy(&mut stack);
+    redeploy(&mut stack, "echo");
     for config in &configs {
         connect(&stack, config, HandshakeKind::Full)?;
         connect(&stack, config, HandshakeKind::Resumed)?;

@@ -3,7 +3,7 @@ use std::{fs, path::Path};
 
 use nix::sys::signal::Signal;
 
-use crate::Stack;
+use crate::{Stack, eventually};
 
 /// The configuration file of a stack, as text that is changed and put in the place of the former one.
 pub struct Configuration {
@@ -54,6 +54,21 @@ fn split<'a>(text: &'a str, function: &str) -> (&'a str, &'a str, &'a str) {
     let header = start + 1;
     let end = text[header..].find("\n[").map_or(text.len(), |end| header + end + 1);
     (&text[..start], &text[start..end], &text[end..])
+}
+
+/// Has the supervisor follow the configuration, and waits until none of the processes of before serves this program.
+pub fn redeploy(stack: &mut Stack, program: &str) {
+    let before = stack.processes_of(program);
+    stack.supervisor().signal(Signal::SIGHUP);
+    until_gone(stack, program, &before);
+}
+
+/// Waits until others than these processes serve a program.
+pub fn until_gone(stack: &mut Stack, program: &str, before: &[i32]) {
+    eventually("other processes to serve", || {
+        let now = stack.processes_of(program);
+        (!now.is_empty() && now.iter().all(|pid| !before.contains(pid))).then_some(())
+    });
 }
 
 /// Has the stack's processes read their configuration again.

@@ -27,7 +27,7 @@ use crate::{
     http::Tally,
     linger::Linger,
     memory::Crowd,
-    moves::{Letter, Luggage, Mover, Moving, Post, Succession},
+    moves::{Letter, Luggage, Mover, Moving, Post, Succession, succession},
     pool::Pool,
     readable::Readable,
     socket::Socket,
@@ -37,8 +37,8 @@ use crate::{
 /// Sooner than any deadline of a connection by default.
 const TICK: Duration = Duration::from_secs(1);
 
-/// How long gateways have to end by themselves when the function stops.
-const DRAIN_PATIENCE: Duration = Duration::from_secs(1);
+/// How long gateways have to end by themselves when the function stops; through them its connections find where to go.
+const DRAIN_PATIENCE: Duration = succession::PATIENCE;
 
 /// A client's connection, which now belongs to this process alone.
 pub struct Connection {

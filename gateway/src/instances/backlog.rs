@@ -8,6 +8,8 @@ use std::{
 use common::FunctionName;
 use handoff::{Connection, Flight, GatewayEnd, GatewayMessage, Grant, Move, Role, SendError, WorkerId};
 
+use super::moves::{Leg, MoveOutcome};
+
 /// As many connections as the queue itself holds: while more wait, nobody is granted a place. What has a place may wait
 /// beyond that.
 const MOVED_MAX: usize = 256;
@@ -25,9 +27,20 @@ pub struct Backlog {
 pub enum Waiting {
     Grant(Grant),
     Flight { peer: WorkerId, function: FunctionName, agreement: u64, from: Role, bytes: Box<[u8]> },
-    Moved { connection: Connection, peer: WorkerId, payload: Box<[u8]>, socket: OwnedFd },
+    Moved(Box<Waited>),
     Revoke(WorkerId),
     Drained,
+}
+
+/// A connection that waits.
+pub struct Waited {
+    pub connection: Connection,
+    pub peer: WorkerId,
+    pub payload: Box<[u8]>,
+    pub socket: OwnedFd,
+    pub leg: Leg,
+    /// What it is counted as when it has gone.
+    pub outcome: MoveOutcome,
 }
 
 impl Backlog {
@@ -64,10 +77,11 @@ impl Backlog {
     }
 
     /// Puts a connection at the end.
-    pub fn push_moved(&mut self, moved: &Move<'_>, socket: OwnedFd) {
+    pub fn push_moved(&mut self, moved: &Move<'_>, socket: OwnedFd, leg: Leg, outcome: MoveOutcome) {
         let Move { connection, peer, payload } = *moved;
         self.moved += 1;
-        self.waiting.push_back(Waiting::Moved { connection, peer, payload: payload.into(), socket });
+        let waited = Waited { connection, peer, payload: payload.into(), socket, leg, outcome };
+        self.waiting.push_back(Waiting::Moved(Box::new(waited)));
     }
 
     pub fn first(&self) -> Option<&Waiting> {
@@ -76,7 +90,7 @@ impl Backlog {
 
     pub fn pop(&mut self) -> Option<Waiting> {
         let first = self.waiting.pop_front()?;
-        self.moved -= usize::from(matches!(first, Waiting::Moved { .. }));
+        self.moved -= usize::from(matches!(first, Waiting::Moved(_)));
         self.said -= usize::from(first.is_said_for_others());
         Some(first)
     }
@@ -102,7 +116,8 @@ impl Waiting {
                 let (peer, function, agreement, from) = (*peer, *function, *agreement, *from);
                 end.say(&GatewayMessage::Flight(Flight { peer, function, agreement, from, bytes }))
             }
-            Self::Moved { connection, peer, payload, socket } => {
+            Self::Moved(waited) => {
+                let Waited { connection, peer, payload, socket, .. } = &**waited;
                 let moved = Move { connection: *connection, peer: *peer, payload };
                 end.send_moved(&[moved], &[socket.as_fd()]).map(|_| ())
             }
@@ -138,7 +153,9 @@ mod tests {
         };
         for _ in 0..count {
             let socket = UnixStream::pair().unwrap().0.into();
-            backlog.push_moved(&Move { connection, peer: WorkerId(1), payload: b"x" }, socket);
+            let moved = Move { connection, peer: WorkerId(1), payload: b"x" };
+            let leg = Leg { source: function, target: function };
+            backlog.push_moved(&moved, socket, leg, MoveOutcome::Moved);
         }
     }
 
@@ -151,7 +168,7 @@ mod tests {
         assert!(!backlog.has_room());
         assert_eq!(backlog.moved(), MOVED_MAX + 1);
         assert!(backlog.push(&GatewayMessage::Drained));
-        (0..2).for_each(|_| assert!(matches!(backlog.pop(), Some(Waiting::Moved { .. }))));
+        (0..2).for_each(|_| assert!(matches!(backlog.pop(), Some(Waiting::Moved(_)))));
         assert!(backlog.has_room());
     }
 

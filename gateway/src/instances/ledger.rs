@@ -32,12 +32,11 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// Takes the books of a pool connection that has ended; returns how many connections were lost with it. What still
-    /// waited for room in its queue was as good as handed over.
+    /// Takes the books of a pool connection that has ended; returns how many connections were lost with it.
     pub fn close(&mut self, function: FunctionName, worker: &Worker) -> u64 {
-        let lost = worker.in_flight() + worker.waiting();
+        let lost = worker.in_flight();
         let totals = self.totals.entry(function).or_default();
-        totals.sent += worker.sent() + worker.waiting();
+        totals.sent += worker.sent();
         totals.lost += lost;
         self.unfinished.push_back((function, worker.page()));
         self.settle();

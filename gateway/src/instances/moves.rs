@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 use super::{
     Instances, Ready, Source,
-    backlog::Waiting,
+    backlog::{Waited, Waiting},
     choice,
     worker::{Load, Worker},
 };
@@ -72,6 +72,13 @@ impl MoveOutcome {
             Self::Unreserved => "unreserved",
         }
     }
+}
+
+/// From which function to which a connection goes.
+#[derive(Clone, Copy)]
+pub struct Leg {
+    pub source: FunctionName,
+    pub target: FunctionName,
 }
 
 /// Moves by source, target and outcome.
@@ -152,6 +159,10 @@ impl Instances {
 
     /// Answers a question for places, or leaves it until somebody has room.
     fn ask(&mut self, from: WorkerId, function: FunctionName) {
+        if !self.known.contains(&function) {
+            self.say(from, &GatewayMessage::Grant(Grant { function, answer: GrantAnswer::Unknown }));
+            return;
+        }
         // Who asks twice gets one answer.
         if !self.asked.iter().any(|asked| (asked.from, asked.function) == (from, function)) {
             self.begin_round();
@@ -183,9 +194,6 @@ impl Instances {
 
     /// `None` while all who could take connections are full, or have granted enough.
     fn grant(&mut self, from: WorkerId, function: FunctionName) -> Option<GrantAnswer> {
-        if !self.known.contains(&function) {
-            return Some(GrantAnswer::Unknown);
-        }
         let is_successor = self.function_of(from) == Some(function);
         let found = if is_successor { self.pick_successor(from, &function) } else { self.pick(&function) };
         let Some((slot, index)) = found else {
@@ -258,75 +266,74 @@ impl Instances {
 
     /// Passes on what one message gave back: neighbours that go to the same worker with one message again, in their order.
     fn forward(&mut self, from: WorkerId, mut moves: Vec<Move<'_>>, mut sockets: Drain<'_, OwnedFd>) {
+        let Some(source) = self.function_of(from) else { return };
         let goes_along = |one: &Move<'_>, next: &Move<'_>| {
             (one.peer, one.connection.purpose) == (next.peer, next.connection.purpose)
         };
         for moves in moves.chunk_by_mut(goes_along) {
             let mut sockets: Sockets = sockets.by_ref().take(moves.len()).collect();
             let (to, purpose) = (moves[0].peer, moves[0].connection.purpose);
-            let Purpose::Serve(function) = purpose else {
+            let Purpose::Serve(target) = purpose else {
                 tracing::error!("an instance gave a connection back that is for no function");
                 continue;
             };
+            let leg = Leg { source, target };
             let places =
                 self.worker(from).map_or(0, |source| source.leases.spend(to, moves.len() as u32)) as usize;
             sockets.truncate(places);
             let (moves, unreserved) = moves.split_at_mut(places);
-            self.count_moves(from, to, function, MoveOutcome::Unreserved, unreserved.len());
+            self.count_moves(to, leg, MoveOutcome::Unreserved, unreserved.len());
             moves.iter_mut().for_each(|moved| moved.peer = from);
-            if self.send_moved(to, moves, &mut sockets) {
-                self.count_moves(from, to, function, MoveOutcome::Moved, moves.len());
-            }
+            self.send_moved(to, leg, moves, &mut sockets, MoveOutcome::Moved);
             for (moved, socket) in moves.iter().zip(sockets) {
-                let outcome = self.move_elsewhere(moved, function, socket);
-                self.count_moves(from, to, function, outcome, 1);
+                self.move_elsewhere(to, leg, moved, socket);
             }
         }
     }
 
-    fn count_moves(
-        &mut self,
-        from: WorkerId,
-        to: WorkerId,
-        function: FunctionName,
-        outcome: MoveOutcome,
-        count: usize,
-    ) {
-        if count == 0 {
-            return;
-        }
+    fn count_moves(&mut self, to: WorkerId, leg: Leg, outcome: MoveOutcome, count: usize) {
+        let Leg { source, target } = leg;
         // What an instance says is a name that counts only where there is such a function: nobody can make up more.
-        let exists = self.known.contains(&function) || self.function_of(to) == Some(function);
-        if exists && let Some(source) = self.function_of(from) {
-            *self.moves.entry((source, function, outcome)).or_default() += count as u64;
+        let exists = self.known.contains(&target) || self.function_of(to) == Some(target);
+        if count > 0 && exists {
+            *self.moves.entry((source, target, outcome)).or_default() += count as u64;
         }
     }
 
-    /// What becomes of a connection whose target takes nothing more.
-    fn move_elsewhere(&mut self, moved: &Move<'_>, function: FunctionName, socket: OwnedFd) -> MoveOutcome {
+    /// Finds something for a connection whose target takes nothing more.
+    fn move_elsewhere(&mut self, gone: WorkerId, leg: Leg, moved: &Move<'_>, socket: OwnedFd) {
         // Its state is sealed for the worker that is gone.
         if moved.connection.protocol == Protocol::Https {
-            return MoveOutcome::Lost;
+            return self.count_moves(gone, leg, MoveOutcome::Lost, 1);
         }
         self.begin_round();
-        let other = self.pick(&function).and_then(|(slot, index)| {
+        let other = self.pick(&leg.target).and_then(|(slot, index)| {
             let worker = &self.slots[slot].as_ref()?.workers[index];
             (worker.hello.features & Hello::MOVES != 0).then(|| id_of(slot, worker.serial))
         });
         let mut sockets = Sockets::from_iter([socket]);
-        if other.is_some_and(|other| self.send_moved(other, slice::from_ref(moved), &mut sockets)) {
-            return MoveOutcome::Rerouted;
+        if let Some(other) = other {
+            self.send_moved(other, leg, slice::from_ref(moved), &mut sockets, MoveOutcome::Rerouted);
         }
-        let connection = Connection { purpose: Purpose::Refuse(Refusal::Unavailable), ..moved.connection };
-        let orphans = sockets.into_iter().map(|socket| Ready { connection, socket, wait_until: None });
-        self.orphans.extend(orphans);
-        MoveOutcome::Refused
+        for socket in sockets {
+            let connection =
+                Connection { purpose: Purpose::Refuse(Refusal::Unavailable), ..moved.connection };
+            self.orphans.push(Ready { connection, socket, wait_until: None });
+            self.count_moves(gone, leg, MoveOutcome::Refused, 1);
+        }
     }
 
-    /// Puts connections, no more than a message holds, into a worker's queue or behind those that wait for room there.
-    /// False if the worker takes nothing more; then the sockets stay where they are.
-    fn send_moved(&mut self, to: WorkerId, moves: &[Move<'_>], sockets: &mut Sockets) -> bool {
-        let Some(worker) = self.worker(to) else { return false };
+    /// Puts connections, no more than a message holds, into a worker's queue, where they are counted as this outcome, or
+    /// behind those that wait for room there. The sockets stay where they are if the worker takes nothing more.
+    fn send_moved(
+        &mut self,
+        to: WorkerId,
+        leg: Leg,
+        moves: &[Move<'_>],
+        sockets: &mut Sockets,
+        outcome: MoveOutcome,
+    ) {
+        let Some(worker) = self.worker(to) else { return };
         let sent = if worker.backlog.is_empty() {
             let borrowed: ArrayVec<_, MAX_MOVES> = sockets.iter().map(AsFd::as_fd).collect();
             worker.send_moved(moves, &borrowed)
@@ -338,26 +345,23 @@ impl Instances {
                 debug_assert_eq!(sent, moves.len());
                 self.in_flight_estimate += sent as u64;
                 self.spent.extend(sockets.drain(..));
-                true
+                self.count_moves(to, leg, outcome, sent);
             }
             Err(SendError::WouldBlock | SendError::TooManyReferences) => {
                 for (moved, socket) in moves.iter().zip(sockets.drain(..)) {
-                    worker.backlog.push_moved(moved, socket);
+                    worker.backlog.push_moved(moved, socket, leg, outcome);
                 }
                 self.poll_for_room();
-                true
             }
-            Err(SendError::Closed) => false,
-            Err(SendError::Io(error)) => {
-                tracing::warn!(%error, "can't pass connections on");
-                false
-            }
+            Err(SendError::Closed) => {}
+            Err(SendError::Io(error)) => tracing::warn!(%error, "can't pass connections on"),
         }
     }
 
     /// Sends what waited for room.
     pub(super) fn send_backlogs(&mut self) {
         let mut waiting = false;
+        let mut moved = Vec::new();
         let mut done = Vec::new();
         for slot in 0..self.slots.len() {
             let Some(instance) = &mut self.slots[slot] else { continue };
@@ -365,10 +369,11 @@ impl Instances {
                 while let Some(first) = worker.backlog.first() {
                     match first.send(worker.end()) {
                         Ok(()) => {
-                            if let Some(Waiting::Moved { socket, .. }) = worker.backlog.pop() {
+                            if let Some(Waiting::Moved(waited)) = worker.backlog.pop() {
                                 worker.count_sent(1);
                                 self.in_flight_estimate += 1;
-                                self.spent.push(socket);
+                                moved.push((id_of(slot, worker.serial), waited.leg, waited.outcome));
+                                self.spent.push(waited.socket);
                             }
                         }
                         Err(SendError::WouldBlock | SendError::TooManyReferences) => {
@@ -384,6 +389,9 @@ impl Instances {
                 }
             }
         }
+        for (to, leg, outcome) in moved {
+            self.count_moves(to, leg, outcome, 1);
+        }
         done.into_iter().for_each(|worker| self.tell_if_drained(worker));
         if waiting {
             self.poll_for_room();
@@ -396,6 +404,12 @@ impl Instances {
             self.tell_if_drained(to);
         }
         self.revoke(id);
+        while let Some(waiting) = worker.backlog.pop() {
+            if let Waiting::Moved(waited) = waiting {
+                let Waited { connection, peer, payload, socket, leg, .. } = *waited;
+                self.move_elsewhere(id, leg, &Move { connection, peer, payload: &payload }, socket);
+            }
+        }
     }
 
     /// Tells all who hold places at this worker that it takes nothing more.

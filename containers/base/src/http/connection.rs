@@ -268,7 +268,7 @@ impl Connection {
             ready!(self.timer.poll(Wait::Head, limits.head_timeout, cx));
             return Poll::Ready(Ok(Heard::Fault(Reject::TIMEOUT)));
         }
-        if stopping && self.prospect() != Prospect::Successor {
+        if stopping && self.prospect() == Prospect::Nobody {
             ready!(self.timer.poll(Wait::LastRequest, STOP_GRACE, cx));
         } else {
             // An idle connection costs its socket and little else.

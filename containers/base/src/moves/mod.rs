@@ -7,7 +7,7 @@ mod pairs;
 mod policy;
 mod post;
 mod sealing;
-mod succession;
+pub mod succession;
 mod wait;
 
 pub use agreement::Agreements;

@@ -189,13 +189,14 @@ impl Mover {
         let Some(inner) = self.0.as_ref().filter(|inner| inner.moving.policy.allows(&function)) else {
             return Err(Refused::Misdirected);
         };
-        inner.place_at(function, protocol).await
+        inner.place_at(function, protocol, PATIENCE).await
     }
 
-    /// A place for a connection at another instance of this function, which needs nobody's leave.
-    pub async fn reserve_successor(&self, protocol: Protocol) -> Result<Place, Refused> {
+    /// A place for a connection at another instance of this function, which needs nobody's leave. This instance stops, so no
+    /// other gateway will come to it than those that it has.
+    pub async fn reserve_successor(&self, protocol: Protocol, patience: Duration) -> Result<Place, Refused> {
         let inner = self.0.as_ref().ok_or(Refused::Unavailable)?;
-        inner.place_at(inner.moving.name, protocol).await
+        inner.place_at(inner.moving.name, protocol, patience).await
     }
 
     /// Sends a connection to its place. It is gone afterwards, whatever happens.
@@ -336,7 +337,12 @@ impl Mover {
 
 impl Inner {
     /// No place is taken while the future waits.
-    async fn place_at(&self, function: FunctionName, protocol: Protocol) -> Result<Place, Refused> {
+    async fn place_at(
+        &self,
+        function: FunctionName,
+        protocol: Protocol,
+        patience: Duration,
+    ) -> Result<Place, Refused> {
         let mut deadline = None;
         loop {
             let found = self.state.borrow_mut().find(&self.moving, function, protocol)?;
@@ -344,7 +350,7 @@ impl Inner {
                 Found::Place(place) => return Ok(place),
                 Found::Wait(wait) => wait,
             };
-            let deadline = *deadline.get_or_insert_with(|| Instant::now() + PATIENCE);
+            let deadline = *deadline.get_or_insert_with(|| Instant::now() + patience);
             timeout_at(deadline, wait.outcome()).await.map_err(|_| Refused::Unavailable)??;
         }
     }
@@ -364,7 +370,7 @@ impl State {
         if leases.is_empty() {
             self.leases.remove(&function);
         }
-        let Some((lease, gateway)) = usable else { return self.ask(function).map(Found::Wait) };
+        let Some((lease, gateway)) = usable else { return self.ask(moving, function).map(Found::Wait) };
         if protocol == Protocol::Https {
             let to = destination(function, &lease, &gateway);
             if !self.keyring.can_seal(to) {
@@ -373,18 +379,19 @@ impl State {
         }
         lease.left.set(lease.left.get() - 1);
         if left <= FEW_PLACES {
-            let _ = self.ask(function);
+            let _ = self.ask(moving, function);
         }
         Ok(Found::Place(Place { function, gateway, lease, used: false }))
     }
 
-    fn ask(&mut self, function: FunctionName) -> Result<Rc<Wait<Answer>>, Refused> {
+    fn ask(&mut self, moving: &Moving, function: FunctionName) -> Result<Rc<Wait<Answer>>, Refused> {
         if let Some(asked) = self.asked.get(&function) {
             return Ok(Rc::clone(&asked.wait));
         }
         let Some(gateway) = self.gateways.iter().find_map(Weak::upgrade) else {
-            // One that was here comes back; a function that listens itself has none.
-            return if self.met_gateway { Ok(Rc::clone(&self.gateway)) } else { Err(Refused::Misdirected) };
+            // One that was here comes back; a function that listens itself has none, nor does one that stops.
+            let waits = self.met_gateway && function != moving.name;
+            return if waits { Ok(Rc::clone(&self.gateway)) } else { Err(Refused::Misdirected) };
         };
         gateway.send(Letter::Ask(function));
         let wait = Rc::new(Wait::new());

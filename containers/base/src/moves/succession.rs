@@ -13,8 +13,11 @@ use super::{Mover, Place};
 /// which must not be everybody.
 const TURNS: usize = handoff::MAX_MOVES;
 
-/// A successor that was there and is not: it may be starting again, or full for a moment.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How long another instance is looked for: one that was there and is not may be starting again, or full for a moment,
+/// and a busy host slow to answer.
+pub const PATIENCE: Duration = Duration::from_secs(3);
+
+/// How soon it is looked again.
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// One for each worker; by the default nothing goes on.
@@ -87,7 +90,8 @@ impl Succession {
     async fn find(&self, protocol: Protocol) -> Option<Place> {
         let begun = Instant::now();
         loop {
-            let reserved = self.0.mover.reserve_successor(protocol).await.ok();
+            let patience = PATIENCE.saturating_sub(begun.elapsed());
+            let reserved = self.0.mover.reserve_successor(protocol, patience).await.ok();
             let was_there = self.prospect(protocol) == Prospect::Successor;
             if reserved.is_some() || !was_there || begun.elapsed() >= PATIENCE {
                 return reserved;

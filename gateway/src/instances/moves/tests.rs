@@ -95,6 +95,16 @@ impl Gateway {
         .await
     }
 
+    /// Waits until so many connections are in workers' queues, or wait for room there.
+    async fn passed_on(&mut self, count: u64) {
+        self.find("all to be passed on", |instances| {
+            let workers = instances.slots.iter().flatten().flat_map(|instance| &instance.workers);
+            let waiting: u64 = workers.map(Worker::waiting).sum();
+            (instances.in_flight() + waiting == count).then_some(())
+        })
+        .await;
+    }
+
     /// Waits until so many moves have ended, and says how.
     async fn outcomes(&mut self, from: &str, to: &str, count: u64) -> Vec<(MoveOutcome, u64)> {
         let (from, to) = (name(from), name(to));
@@ -281,11 +291,51 @@ async fn whatever_has_a_place_arrives_however_much_waits() {
             clients.extend(give_back(source, Protocol::Https, &[("b", berth)]));
         }
         count += u64::from(berth.places);
-        assert_eq!(gateway.outcomes("a", "b", count).await, [(MoveOutcome::Moved, count)]);
+        gateway.passed_on(count).await;
     }
     assert!(gateway.instances.in_flight() < count, "nothing waits");
     for _ in 0..count {
         assert_eq!(gateway.arrival(&b).await.len(), 1);
+    }
+    assert_eq!(gateway.outcomes("a", "b", count).await, [(MoveOutcome::Moved, count)]);
+}
+
+#[tokio::test]
+async fn what_waits_for_a_worker_that_dies_goes_elsewhere_if_it_can() {
+    for (protocol, outcome) in [(Protocol::Http, MoveOutcome::Rerouted), (Protocol::Https, MoveOutcome::Lost)]
+    {
+        let mut gateway = Gateway::with_functions();
+        let sources: [_; 2] = gateway.instance("a", Hello::MOVES).await;
+        let [b] = gateway.instance("b@1", Hello::MOVES).await;
+        let mut berths = Vec::new();
+        for source in &sources {
+            for _ in 0..HELD_MAX / PLACES {
+                berths.push((source, gateway.berth(source, "b").await));
+            }
+        }
+        let [other] = gateway.instance("b@2", Hello::MOVES).await;
+        // One at a time, so that b's queue can't hold them all.
+        let mut clients = Vec::new();
+        let mut given = 0;
+        for (source, berth) in berths {
+            for _ in 0..berth.places {
+                clients.extend(give_back(source, protocol, &[("b", berth)]));
+            }
+            given += u64::from(berth.places);
+            gateway.passed_on(given).await;
+        }
+        let queued = gateway.instances.in_flight();
+        assert!(queued < given, "nothing waits");
+        drop(b);
+        let outcomes = gateway.outcomes("a", "b", given).await;
+        assert_eq!(outcomes, [(MoveOutcome::Moved, queued), (outcome, given - queued)]);
+        assert_eq!(gateway.instances.lost(), queued);
+        if protocol == Protocol::Http {
+            let mut arrived = 0;
+            while arrived < given - queued {
+                arrived += gateway.arrival(&other).await.len() as u64;
+            }
+        }
     }
 }
 
