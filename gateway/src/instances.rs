@@ -307,6 +307,10 @@ impl Instances {
     fn has_room_again(&mut self) -> bool {
         self.room_poll_at = None;
         self.begin_round();
+        // Whose instances are gone is told when one comes up.
+        let mut starved = mem::take(&mut self.starved);
+        starved.retain(|function| self.workers(function) > 0);
+        self.starved = starved;
         self.in_flight_estimate = self.in_flight();
         let Self { functions, slots, round, .. } = self;
         let has_room = |function: &FunctionName| {

@@ -19,7 +19,7 @@ use pin_project_lite::pin_project;
 use tokio::{
     sync::{Notify, mpsc},
     task::{LocalSet, spawn_local},
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout_at},
 };
 
 use crate::{
@@ -64,6 +64,8 @@ pub struct Worker {
     pub(crate) tally: Tally,
     open: Arc<Open>,
     ticking: Cell<bool>,
+    /// Somebody looks for a successor, or has.
+    looked: Cell<bool>,
     /// Each gateway sees how busy this worker is.
     posts: RefCell<Vec<Weak<Post>>>,
 }
@@ -183,34 +185,48 @@ async fn work<H, F>(
             drop(counted);
         });
     }
+    let deadline = Instant::now() + plan.stop_timeout;
     worker.stop.request();
     // Who waits for room waits no more.
     worker.open.changed.notify_waiters();
     let moves = features & Hello::MOVES != 0;
-    let is_drained = moves && timeout(DRAIN_PATIENCE, worker.drain()).await.is_ok();
+    let is_drained = moves && timeout_at(patience(deadline), worker.drain()).await.is_ok();
     // While connections are leaving, gateways are heard: somebody else may be slow to say that nothing more comes.
     if !is_drained && !worker.succession.goes_on() {
         worker.stop_receiving();
     }
-    if timeout(plan.stop_timeout, worker.finish()).await.is_err() {
+    if timeout_at(deadline, worker.finish(deadline)).await.is_err() {
         let cut = worker.open.connections.load(Ordering::Relaxed);
         tracing::warn!(connections = cut, "connections that took too long are cut");
     }
 }
 
+/// Until when gateways are waited for: what they have sent has to be taken and served in the time that is left.
+fn patience(deadline: Instant) -> Instant {
+    let now = Instant::now();
+    now + DRAIN_PATIENCE.min(deadline.saturating_duration_since(now) / 2)
+}
+
 impl Worker {
     /// Asks the gateways to send nothing more, and waits until all that they sent is here. Connections may be on their
     /// way that only this worker can go on with, and those that it has may still want to leave.
-    async fn drain(&self) {
+    async fn drain(self: &Rc<Self>) {
         for post in self.posts() {
             post.status().set_draining();
             post.send(Letter::Drain);
         }
         if self.open.connections.load(Ordering::Relaxed) > 0 {
+            self.look_for_successor();
+        }
+        self.until(|| self.posts().all(|post| post.is_drained())).await;
+    }
+
+    /// Once, and not for nobody: it may take a key agreement.
+    fn look_for_successor(&self) {
+        if !self.looked.replace(true) {
             let succession = self.succession.clone();
             spawn_local(async move { succession.look().await });
         }
-        self.until(|| self.posts().all(|post| post.is_drained())).await;
     }
 
     /// Ends what gateways send; what they have sent is still taken.
@@ -223,12 +239,12 @@ impl Worker {
     }
 
     /// Waits until all connections are over and the gateways have heard all that is to be said to them.
-    async fn finish(&self) {
+    async fn finish(&self, deadline: Instant) {
         let is_idle = || self.open.connections.load(Ordering::Relaxed) == 0;
         self.until(is_idle).await;
         let is_drained = || is_idle() && self.posts().all(|post| post.is_drained());
         // Whoever isn't by then is told by the end of receiving, and what is in the queue is still taken.
-        let _ = timeout(DRAIN_PATIENCE, self.until(is_drained)).await;
+        let _ = timeout_at(patience(deadline), self.until(is_drained)).await;
         self.stop_receiving();
         self.until(|| is_idle() && self.posts().next().is_none()).await;
     }
@@ -305,6 +321,9 @@ impl Worker {
             held: Held::new(&self.open),
         });
         spawn_local(Published { serving, worker: Rc::clone(self) });
+        if self.stop.is_requested() {
+            self.look_for_successor();
+        }
     }
 
     fn is_full(&self, connections_max: u32) -> bool {

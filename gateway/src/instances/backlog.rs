@@ -2,6 +2,7 @@
 //! order in which it was sealed.
 use std::{
     collections::VecDeque,
+    mem,
     os::fd::{AsFd, OwnedFd},
 };
 
@@ -86,6 +87,15 @@ impl Backlog {
 
     pub fn first(&self) -> Option<&Waiting> {
         self.waiting.front()
+    }
+
+    /// Takes the connections out, and forgets the rest: the worker is there for neither.
+    pub fn take_moved(&mut self) -> impl Iterator<Item = Waited> + use<> {
+        let Self { waiting, .. } = mem::take(self);
+        waiting.into_iter().filter_map(|waiting| match waiting {
+            Waiting::Moved(waited) => Some(*waited),
+            _ => None,
+        })
     }
 
     pub fn pop(&mut self) -> Option<Waiting> {

@@ -306,13 +306,15 @@ impl Instances {
         if moved.connection.protocol == Protocol::Https {
             return self.count_moves(gone, leg, MoveOutcome::Lost, 1);
         }
+        // One round for all attempts: who refuses is not chosen again in it.
         self.begin_round();
-        let other = self.pick(&leg.target).and_then(|(slot, index)| {
-            let worker = &self.slots[slot].as_ref()?.workers[index];
-            (worker.hello.features & Hello::MOVES != 0).then(|| id_of(slot, worker.serial))
-        });
         let mut sockets = Sockets::from_iter([socket]);
-        if let Some(other) = other {
+        while !sockets.is_empty()
+            && let Some((slot, index)) = self.pick(&leg.target)
+            && let Some(worker) = self.slots[slot].as_ref().map(|instance| &instance.workers[index])
+            && worker.hello.features & Hello::MOVES != 0
+        {
+            let other = id_of(slot, worker.serial);
             self.send_moved(other, leg, slice::from_ref(moved), &mut sockets, MoveOutcome::Rerouted);
         }
         for socket in sockets {
@@ -362,6 +364,7 @@ impl Instances {
     pub(super) fn send_backlogs(&mut self) {
         let mut waiting = false;
         let mut moved = Vec::new();
+        let mut stranded = Vec::new();
         let mut done = Vec::new();
         for slot in 0..self.slots.len() {
             let Some(instance) = &mut self.slots[slot] else { continue };
@@ -376,18 +379,24 @@ impl Instances {
                                 self.spent.push(waited.socket);
                             }
                         }
-                        Err(SendError::WouldBlock | SendError::TooManyReferences) => {
+                        Err(SendError::Closed) => {
+                            let id = id_of(slot, worker.serial);
+                            stranded.extend(worker.backlog.take_moved().map(|waited| (id, waited)));
+                            break;
+                        }
+                        Err(_) => {
                             waiting = true;
                             break;
                         }
-                        // It ends with its pool connection, whose end of file follows.
-                        Err(_) => break,
                     }
                 }
                 if worker.waits_to_be_drained() && worker.backlog.is_empty() {
                     done.push(id_of(slot, worker.serial));
                 }
             }
+        }
+        for (gone, waited) in stranded {
+            self.move_waited_elsewhere(gone, waited);
         }
         for (to, leg, outcome) in moved {
             self.count_moves(to, leg, outcome, 1);
@@ -404,12 +413,14 @@ impl Instances {
             self.tell_if_drained(to);
         }
         self.revoke(id);
-        while let Some(waiting) = worker.backlog.pop() {
-            if let Waiting::Moved(waited) = waiting {
-                let Waited { connection, peer, payload, socket, leg, .. } = *waited;
-                self.move_elsewhere(id, leg, &Move { connection, peer, payload: &payload }, socket);
-            }
+        for waited in worker.backlog.take_moved() {
+            self.move_waited_elsewhere(id, waited);
         }
+    }
+
+    fn move_waited_elsewhere(&mut self, gone: WorkerId, waited: Waited) {
+        let Waited { connection, peer, payload, socket, leg, .. } = waited;
+        self.move_elsewhere(gone, leg, &Move { connection, peer, payload: &payload }, socket);
     }
 
     /// Tells all who hold places at this worker that it takes nothing more.

@@ -47,7 +47,7 @@ pub struct Crew {
     log: Log,
     /// Keys for session tickets, of each function that has a certificate: all its instances know each other's tickets.
     /// Those with other credentials have other keys, as whoever had the old ones may have the old keys as well.
-    ticket_keys: HashMap<FunctionName, (Credentials, Weak<TicketKeysWriter>)>,
+    ticket_keys: HashMap<FunctionName, Vec<(Credentials, Weak<TicketKeysWriter>)>>,
     renewal: Interval,
     /// Looked for when the first function is bounded.
     memory: Option<Memory>,
@@ -114,23 +114,27 @@ impl Crew {
     /// The keys that go with this program's credentials, which live as long as an instance has them.
     fn ticket_keys_of(&mut self, program: &Program) -> Result<Option<Arc<TicketKeysWriter>>> {
         let Some(credentials) = program.credentials() else { return Ok(None) };
-        let known = self.ticket_keys.get(&program.name).filter(|(of, _)| *of == credentials);
-        if let Some(keys) = known.and_then(|(_, keys)| keys.upgrade()) {
+        let known = self.ticket_keys.entry(program.name).or_default();
+        let mut fitting = known.iter().filter(|(of, _)| *of == credentials);
+        if let Some(keys) = fitting.find_map(|(_, keys)| keys.upgrade()) {
             return Ok(Some(keys));
         }
         let keys = Arc::new(TicketKeysWriter::create().context("its keys for session tickets")?);
-        self.ticket_keys.insert(program.name, (credentials, Arc::downgrade(&keys)));
+        known.push((credentials, Arc::downgrade(&keys)));
         Ok(Some(keys))
     }
 
     /// Renews the keys of those who still have any.
     fn renew_ticket_keys(&mut self, now: TicketPeriod, soon: TicketPeriod) {
-        self.ticket_keys.retain(|function, (_, keys)| {
-            let Some(keys) = keys.upgrade() else { return false };
-            if let Err(error) = keys.renew(now, soon) {
-                tracing::error!(%function, %error, "can't renew the keys for session tickets");
-            }
-            true
+        self.ticket_keys.retain(|function, all| {
+            all.retain(|(_, keys)| {
+                let Some(keys) = keys.upgrade() else { return false };
+                if let Err(error) = keys.renew(now, soon) {
+                    tracing::error!(%function, %error, "can't renew the keys for session tickets");
+                }
+                true
+            });
+            !all.is_empty()
         });
     }
 
@@ -205,7 +209,10 @@ mod tests {
         changed.files.push(("key", "/etc/hostname".into()));
         let others = crew.ticket_keys_of(&changed).unwrap().unwrap();
         assert!(!Arc::ptr_eq(&keys, &others));
-        drop((keys, same, others));
+        // As when what changed can't be started, and what runs goes on.
+        drop(others);
+        assert!(Arc::ptr_eq(&keys, &crew.ticket_keys_of(&program).unwrap().unwrap()));
+        drop((keys, same));
         // The clock that renews keys also forgets them.
         crew.renewal = interval(Duration::from_millis(1));
         assert!(timeout(Duration::from_millis(50), crew.ended()).await.is_err());

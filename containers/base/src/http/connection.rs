@@ -179,6 +179,7 @@ impl Connection {
 
     /// Ends the connection; `held` goes with the stream if the protocol changes.
     pub async fn finish(mut self, finish: Finish, held: impl Send + Sync + 'static) {
+        self.successor = None;
         let end = match finish {
             Finish::End(end) => end,
             Finish::Upgrade(handover) => match self.flush().await {

@@ -2,7 +2,7 @@
 use std::{
     io,
     rc::Rc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 
 use bytes::{Buf, Bytes};
@@ -103,7 +103,10 @@ impl Connection {
         if self.input.len() > RESIDUE_BYTES {
             return Poll::Ready(Ok(None));
         }
-        ready!(self.poll_output(cx))?;
+        if self.poll_output(cx)?.is_pending() {
+            self.successor = None;
+            return Poll::Pending;
+        }
         Poll::Ready(Ok(self.poll_successor(cx)))
     }
 
@@ -112,6 +115,8 @@ impl Connection {
         if let Stream::Tls(stream) = &self.stream
             && stream.why_it_stays().is_some()
         {
+            // Whoever can't go keeps nobody waiting who can.
+            self.successor = None;
             return None;
         }
         let successor = self.successor.get_or_insert_with(|| {

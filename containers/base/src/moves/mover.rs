@@ -285,7 +285,6 @@ impl Mover {
     pub(crate) fn granted(&self, gateway: &Rc<Post>, grant: &Grant) {
         let Some(inner) = &self.0 else { return };
         let mut state = inner.state.borrow_mut();
-        let Some(asked) = state.asked.remove(&grant.function) else { return };
         let answer = match grant.answer {
             GrantAnswer::Granted(berth) => {
                 let lease = Lease { gateway: Rc::downgrade(gateway), berth, left: Cell::new(berth.places) };
@@ -295,7 +294,9 @@ impl Mover {
             GrantAnswer::Unknown => Err(Refused::NoFunction),
             GrantAnswer::Unavailable => Err(Refused::Unavailable),
         };
-        asked.wait.finish(answer);
+        if let Some(asked) = state.asked.remove(&grant.function) {
+            asked.wait.finish(answer);
+        }
     }
 
     /// A worker takes nothing more.
@@ -351,7 +352,13 @@ impl Inner {
                 Found::Wait(wait) => wait,
             };
             let deadline = *deadline.get_or_insert_with(|| Instant::now() + patience);
-            timeout_at(deadline, wait.outcome()).await.map_err(|_| Refused::Unavailable)??;
+            match timeout_at(deadline, wait.outcome()).await {
+                Ok(outcome) => outcome?,
+                Err(_) => {
+                    self.state.borrow_mut().give_up(&function, &wait);
+                    return Err(Refused::Unavailable);
+                }
+            }
         }
     }
 }
@@ -384,12 +391,19 @@ impl State {
         Ok(Found::Place(Place { function, gateway, lease, used: false }))
     }
 
+    /// Nobody answers: the next request asks anew. An answer that comes late is still of use.
+    fn give_up(&mut self, function: &FunctionName, wait: &Rc<Wait<Answer>>) {
+        self.asked.retain(|asked, of| asked != function || !Rc::ptr_eq(&of.wait, wait));
+        self.begun.retain(|peer, of| peer.function != *function || !Rc::ptr_eq(&of.wait, wait));
+    }
+
     fn ask(&mut self, moving: &Moving, function: FunctionName) -> Result<Rc<Wait<Answer>>, Refused> {
         if let Some(asked) = self.asked.get(&function) {
             return Ok(Rc::clone(&asked.wait));
         }
         let Some(gateway) = self.gateways.iter().find_map(Weak::upgrade) else {
-            // One that was here comes back; a function that listens itself has none, nor does one that stops.
+            // One that was here comes back; a function that listens itself has none, and who looks for a successor stops
+            // and will have no other.
             let waits = self.met_gateway && function != moving.name;
             return if waits { Ok(Rc::clone(&self.gateway)) } else { Err(Refused::Misdirected) };
         };

@@ -35,6 +35,8 @@ struct Inner {
 struct Line {
     turns: Semaphore,
     prospect: Cell<Prospect>,
+    /// Since when nobody has found a place; each one's own search may be too short to tell.
+    failing_since: Cell<Option<Instant>>,
 }
 
 /// What connections can expect when the function stops.
@@ -51,7 +53,7 @@ pub enum Prospect {
 
 impl Default for Line {
     fn default() -> Self {
-        Self { turns: Semaphore::new(TURNS), prospect: Cell::default() }
+        Self { turns: Semaphore::new(TURNS), prospect: Cell::default(), failing_since: Cell::default() }
     }
 }
 
@@ -88,13 +90,19 @@ impl Succession {
     }
 
     async fn find(&self, protocol: Protocol) -> Option<Place> {
-        let begun = Instant::now();
+        let line = self.line(protocol);
         loop {
-            let patience = PATIENCE.saturating_sub(begun.elapsed());
-            let reserved = self.0.mover.reserve_successor(protocol, patience).await.ok();
-            let was_there = self.prospect(protocol) == Prospect::Successor;
-            if reserved.is_some() || !was_there || begun.elapsed() >= PATIENCE {
+            let begun = Instant::now();
+            let reserved = self.0.mover.reserve_successor(protocol, PATIENCE).await.ok();
+            if reserved.is_some() {
+                line.failing_since.set(None);
                 return reserved;
+            }
+            let since = line.failing_since.get().unwrap_or(begun);
+            line.failing_since.set(Some(since));
+            let was_there = line.prospect.get() == Prospect::Successor;
+            if !was_there || since.elapsed() >= PATIENCE {
+                return None;
             }
             sleep(PAUSE).await;
         }

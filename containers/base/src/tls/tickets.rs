@@ -101,7 +101,7 @@ fn nonce() -> Nonce {
 /// must not go on from key to key.
 struct ForConnection {
     tickets: Arc<Tickets>,
-    /// The period in which the session that was resumed began; before that, one that never comes.
+    /// The earliest period in which a session began that the client offers to resume; before that, one that never comes.
     origin: AtomicU64,
 }
 
