@@ -210,7 +210,7 @@ fn patience(deadline: Instant) -> Instant {
 impl Worker {
     /// Asks the gateways to send nothing more, and waits until all that they sent is here. Connections may be on their
     /// way that only this worker can go on with, and those that it has may still want to leave.
-    async fn drain(self: &Rc<Self>) {
+    async fn drain(&self) {
         for post in self.posts() {
             post.status().set_draining();
             post.send(Letter::Drain);
