@@ -48,7 +48,7 @@ pub struct Connection {
     pub protocol: Protocol,
     pub purpose: Purpose,
     pub socket: Socket,
-    /// What it takes along from another function.
+    /// What it takes along from another instance.
     pub(crate) luggage: Option<Box<Luggage>>,
     /// Drop this last: until then the connection counts as open.
     pub held: Held,
@@ -398,13 +398,13 @@ where
         }
     }
 
-    /// Takes a connection that comes from another function.
+    /// Takes a connection that comes from another instance.
     fn admit(&self, moved: &Move<'_>, fd: OwnedFd) {
         match self.worker.mover.unpack(moved, &fd) {
             Ok(luggage) => self.spawn(&moved.connection, fd, Some(Box::new(luggage))),
             // Nobody can go on with it, and its client must not take its end for an answer's.
             Err(error) => {
-                tracing::warn!(id = moved.connection.id, %error, "a connection that came from another function was closed");
+                tracing::warn!(id = moved.connection.id, %error, "a connection that came from another instance was closed");
             }
         }
     }

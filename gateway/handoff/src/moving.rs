@@ -1,4 +1,4 @@
-//! The messages by which a connection moves from one function to another, as bytes.
+//! The messages by which a connection moves from one instance to another, as bytes.
 use common::{FunctionName, limits::FUNCTION_NAME_BYTES};
 
 use crate::{

@@ -102,7 +102,7 @@ fn of_connections(report: &Report, families: &mut Families) {
     });
     families.counters(
         "pointsman_moves_total",
-        "Connections that went from one function to another.",
+        "Connections that went from one instance to another, by the functions of both.",
         moves.collect::<Vec<_>>().iter().map(|(labels, count)| (&labels[..], *count)),
     );
 }

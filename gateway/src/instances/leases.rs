@@ -1,7 +1,7 @@
 //! Places at other workers that one worker was granted, and has not used yet.
 use handoff::WorkerId;
 
-/// A worker asks for another function's places when it needs them, so there are few at a time.
+/// A worker asks for places when it needs them, so there are few at a time.
 #[derive(Default)]
 pub struct Leases(Vec<Lease>);
 

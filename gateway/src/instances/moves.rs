@@ -1,4 +1,4 @@
-//! The way of connections from one function to another: places are granted, then each is passed on at once.
+//! The way of connections from one instance to another: places are granted, then each is passed on at once.
 use std::{
     collections::BTreeMap,
     mem,

@@ -71,7 +71,7 @@ pub struct Connection {
     /// The function that the client came for, if it came for another one.
     pub(super) home: Option<Box<FunctionName>>,
     stop: Listener,
-    /// Looks for another instance when this one stops.
+    /// Looks for another instance when this one stops; may hold a turn that others wait for.
     pub(super) successor: Option<Pin<Box<dyn Future<Output = Option<Place>>>>>,
     scan: HeadScan,
     empty_lines: u16,
@@ -94,7 +94,7 @@ pub enum End {
 pub enum Finish {
     End(End),
     Upgrade(Handover),
-    /// Its next request is another function's.
+    /// Another instance goes on with it: its own function's, or that of its next request.
     Move(Place),
 }
 
@@ -112,7 +112,7 @@ pub(super) enum Judged {
 enum Asked {
     Serve(Box<Exchange>),
     Leave(Box<Leave>),
-    /// Nothing, and another instance will be asked from now on.
+    /// Another instance goes on with the connection.
     Go(Place),
 }
 
@@ -121,7 +121,7 @@ pub(super) enum Heard {
     /// It is so long.
     Head(usize),
     Fault(Reject),
-    /// None came, and another instance takes the connection.
+    /// Another instance takes the connection, with what has come of it.
     Successor(Place),
 }
 
@@ -145,7 +145,7 @@ impl Connection {
         }
     }
 
-    /// Goes on with a connection that comes from another function.
+    /// Goes on with a connection that comes from another instance.
     pub fn resume(&mut self, home: FunctionName, requests: u64, input: &[u8]) {
         self.home = (home != self.shared.identity.name).then(|| Box::new(home));
         self.requests = requests;

@@ -14,7 +14,7 @@ use super::{
 /// How long one key is used, so that a secret that leaks opens little.
 const EPOCH: Duration = Duration::from_secs(3600);
 
-/// Ways to and from workers of other functions that this one has keys for.
+/// Ways to and from workers of other instances that this one has keys for.
 const KEYS_MAX: usize = 4096;
 
 /// Where luggage goes: what is sealed for one of these arrives in its order.

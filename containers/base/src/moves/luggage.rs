@@ -1,4 +1,4 @@
-//! What a connection takes along to another function, and its encoding.
+//! What a connection takes along to another instance, and its encoding.
 use common::{FunctionName, Protocol};
 use handoff::PAYLOAD_BYTES;
 use zeroize::Zeroizing;

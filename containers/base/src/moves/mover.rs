@@ -1,4 +1,4 @@
-//! One worker's part in moves: reserves places at other functions' workers, and sends connections there.
+//! One worker's part in moves: reserves places at other instances' workers, and sends connections there.
 use std::{
     cell::{Cell, RefCell},
     collections::{HashMap, VecDeque},
@@ -99,7 +99,7 @@ struct Lease {
     left: Cell<u32>,
 }
 
-/// A place for one connection at a worker of another function.
+/// A place for one connection at a worker of another instance.
 pub struct Place {
     function: FunctionName,
     gateway: Rc<Post>,

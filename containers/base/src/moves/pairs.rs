@@ -15,7 +15,7 @@ const INCOMING_MAX: usize = 4096;
 /// Secrets for sealing; instances that are gone leave theirs behind until they are the oldest.
 const OUTGOING_MAX: usize = 4096;
 
-/// An instance of another function, as the gateway numbers it.
+/// Another instance, as the gateway numbers it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Peer {
     /// Whose certificate was seen, so that a wrong number can't lead to another function.

@@ -121,9 +121,8 @@ impl Succession {
 
     /// Looks for a successor on behalf of those who have no time to look.
     pub async fn look(&self) {
-        for protocol in [Protocol::Http, Protocol::Https] {
-            drop(self.place(protocol).await);
-        }
+        let look = async |protocol| drop(self.place(protocol).await);
+        tokio::join!(look(Protocol::Http), look(Protocol::Https));
     }
 
     fn line(&self, protocol: Protocol) -> &Line {

@@ -112,13 +112,15 @@ impl Acceptor {
         config.enable_secret_extraction = true;
         // A replayed request must not reach a function.
         config.max_early_data_size = 0;
-        // Tickets keep nothing here; a cache would keep the secrets of clients that never come back.
-        config.ticketer = ring::Ticketer::new().map_err(ConfigError::Tickets)?;
         let certificate = identity.end_entity_cert().map_err(ConfigError::Setup)?;
         let tickets = ticket_keys
             .map(|memory| Tickets::new(memory, certificate).map(Arc::new))
             .transpose()
             .map_err(ConfigError::SharedTickets)?;
+        if tickets.is_none() {
+            config.ticketer = ring::Ticketer::new().map_err(ConfigError::Tickets)?;
+        }
+        // Tickets need nothing to be kept here; a cache would keep the secrets of clients that never come back.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         Ok(Self { config: Arc::new(config), tickets, identity })
     }
