@@ -16,8 +16,11 @@ use crate::config::Bytes;
 /// Names the cgroups of instances; the rest is the supervisor's process id and the instance's label.
 const PREFIX: &str = "supervised-";
 
-/// What the supervisor moves into, because cgroup2 gives controllers to the children of empty cgroups only.
+/// What the supervisor and its children move into, because cgroup2 gives controllers to the children of empty cgroups only.
 const OWN_PLACE: &str = "supervisor";
+
+/// How often the cgroup is emptied: an instance that is just being started may be born into it meanwhile.
+const EMPTYING_ATTEMPTS: u32 = 10;
 
 /// A killed process leaves its cgroup a moment after it was reaped.
 const LEAVE_ATTEMPTS: u32 = 100;
@@ -187,19 +190,50 @@ fn delegate(path: &Path) -> Result<Option<PathBuf>> {
         Ok(()) => Ok(None),
         Err(error) if is(&error, Errno::EBUSY) => {
             let own = path.join(OWN_PLACE);
-            let moved = || {
-                match fs::create_dir(&own) {
-                    Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-                    _ => {}
-                }
-                fs::write(own.join("cgroup.procs"), "0")?;
-                enable()
-            };
-            moved().with_context(failed)?;
+            vacate(path, &own, enable).with_context(failed)?;
             Ok(Some(own))
         }
         Err(error) => Err(error).with_context(failed),
     }
+}
+
+/// Moves this process and those that it started out of the cgroup, until `enable` finds nobody there.
+fn vacate(path: &Path, own: &Path, enable: impl Fn() -> io::Result<()>) -> io::Result<()> {
+    match fs::create_dir(own) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    for attempt in 1.. {
+        for pid in fs::read_to_string(path.join("cgroup.procs"))?.lines().filter_map(|line| line.parse().ok())
+        {
+            if !descends_from(pid, process::id(), parent) {
+                continue;
+            }
+            match fs::write(own.join("cgroup.procs"), pid.to_string()) {
+                // It has ended.
+                Err(error) if is(&error, Errno::ESRCH) => {}
+                moved => moved?,
+            }
+        }
+        match enable() {
+            Err(error) if is(&error, Errno::EBUSY) && attempt < EMPTYING_ATTEMPTS => {}
+            enabled => return enabled,
+        }
+    }
+    unreachable!("the attempts end in the loop")
+}
+
+/// Whether a process is this ancestor or descends from it, as far as their parents live.
+fn descends_from(pid: u32, ancestor: u32, parent: impl Fn(u32) -> Option<u32>) -> bool {
+    std::iter::successors(Some(pid), |&pid| parent(pid))
+        .take_while(|&pid| pid != 0)
+        .any(|pid| pid == ancestor)
+}
+
+/// The fourth field of /proc/PID/stat (proc(5)); the second may contain anything.
+fn parent(pid: u32) -> Option<u32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
 }
 
 fn lists_memory(path: &Path) -> bool {
@@ -265,6 +299,68 @@ mod tests {
         assert_eq!(fs::read_to_string(&control).unwrap(), "cpu memory");
         let refusal = delegate(&folder.path().join("nowhere")).unwrap_err().to_string();
         assert!(refusal.contains("Delegate=memory"), "{refusal}");
+    }
+
+    #[test]
+    fn what_was_started_leaves_and_others_stay() {
+        let place = tests_place();
+        let own = place.0.join(OWN_PLACE);
+        let enter = |place: &Path, pid: u32| fs::write(place.join("cgroup.procs"), pid.to_string()).unwrap();
+        let is_empty = || match fs::read_to_string(place.0.join("cgroup.procs"))?.is_empty() {
+            true => Ok(()),
+            false => Err(Errno::EBUSY.into()),
+        };
+        let mut child = process::Command::new("sleep").arg("60").spawn().unwrap();
+        enter(&place.0, child.id());
+        vacate(&place.0, &own, is_empty).unwrap();
+        assert_eq!(fs::read_to_string(own.join("cgroup.procs")).unwrap(), format!("{}\n", child.id()));
+
+        // Nobody's child, because the shell between has ended.
+        let shell =
+            process::Command::new("sh").args(["-c", "sleep 60 >/dev/null 2>&1 & echo $!"]).output().unwrap();
+        let stranger: i32 = String::from_utf8(shell.stdout).unwrap().trim().parse().unwrap();
+        enter(&place.0, stranger as u32);
+        let refused = vacate(&place.0, &own, is_empty).unwrap_err();
+        assert!(is(&refused, Errno::EBUSY), "{refused}");
+
+        child.kill().unwrap();
+        child.wait().unwrap();
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(stranger), nix::sys::signal::Signal::SIGKILL)
+            .unwrap();
+    }
+
+    #[test]
+    fn descent_is_followed_to_the_first_process() {
+        let parent =
+            |pid| [(4, 3), (3, 2), (2, 1), (1, 0), (9, 1)].into_iter().find(|it| it.0 == pid).map(|it| it.1);
+        assert!(descends_from(4, 2, parent) && descends_from(2, 2, parent));
+        assert!(!descends_from(9, 2, parent) && !descends_from(2, 3, parent) && !descends_from(7, 2, parent));
+        let own = super::parent(process::id()).unwrap();
+        assert!(descends_from(process::id(), own, super::parent));
+    }
+
+    /// A cgroup of the test's own; removed with its child.
+    fn tests_place() -> Place {
+        let mountinfo = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let own = places(&mountinfo, &fs::read_to_string("/proc/self/cgroup").unwrap()).two.expect("cgroup2");
+        let place = own.join(format!("vacated-{}", process::id()));
+        fs::create_dir(&place).unwrap();
+        Place(place)
+    }
+
+    struct Place(PathBuf);
+
+    impl Drop for Place {
+        fn drop(&mut self) {
+            for place in [self.0.join(OWN_PLACE), self.0.clone()] {
+                for _ in 1..LEAVE_ATTEMPTS {
+                    if fs::remove_dir(&place).is_ok() {
+                        break;
+                    }
+                    thread::sleep(LEAVE_PAUSE);
+                }
+            }
+        }
     }
 
     #[test]
