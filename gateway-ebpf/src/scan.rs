@@ -1,4 +1,6 @@
 //! Runs the scanner of a first flight over a segment.
+use core::hint::black_box;
+
 use aya_ebpf::{
     bindings::__sk_buff,
     cty::{c_long, c_void},
@@ -69,16 +71,14 @@ extern "C" fn step(_index: u32, work: *mut c_void) -> c_long {
 
 #[inline(always)]
 fn load_window(skb: *mut __sk_buff, scratch: &mut Scratch) -> bool {
-    // Read anew, or the compiler drops the comparison with zero that the verifier wants to see.
-    // SAFETY: a field of a valid structure.
-    let end = unsafe { (&raw const scratch.segment_end).read_volatile() };
     // In 64 bits, because the verifier does not follow a bound from a register's lower half to the whole.
-    let left = u64::from(end).wrapping_sub(u64::from(scratch.offset));
-    let length = if left < WINDOW_BYTES as u64 { left } else { WINDOW_BYTES as u64 };
-    if length == 0 {
-        return false;
-    }
-    let length = length as u32;
+    let left = u64::from(scratch.segment_end).wrapping_sub(u64::from(scratch.offset));
+    // The place of the window's last byte: nothing left wraps to a whole window, which the helper refuses. Adding one
+    // is how a verifier older than Linux 6.8, which learns nothing from a comparison with zero, sees that the length is
+    // at least that; the compiler must not see through it.
+    const LAST: u64 = WINDOW_BYTES as u64 - 1;
+    let last = left.wrapping_sub(1);
+    let length = (black_box(if last < LAST { last } else { LAST }) + 1) as u32;
     // SAFETY: the window has room for `length` bytes; the helper checks the segment's bounds.
     let loaded =
         unsafe { bpf_skb_load_bytes(skb.cast(), scratch.offset, (&raw mut scratch.window).cast(), length) };
