@@ -164,10 +164,14 @@ fn take_ground(wanted: &Wanted, identity: Option<&Identity>) -> Result<Ground, U
     if let (Some(identity), Some(layout)) = (identity, &layout)
         && let Some(pins) = Pins::take_over(identity, layout)
     {
-        match adopt(pins, layout, proven) {
-            Ok(ground) => return Ok(ground),
+        match adopt(&pins) {
+            Ok((kernel, cgroup)) => {
+                let layout = Some(layout.clone());
+                return Ok(Ground { adopted: Some(kernel), cgroup, pins: Some(pins), layout, proven });
+            }
             Err(unfit) => {
                 tracing::info!(reason = %Chain(&unfit), "can't go on with what a killed gateway left");
+                pins.leave();
             }
         }
     }
@@ -195,16 +199,15 @@ fn layout(wanted: &Wanted) -> Option<String> {
     fixed.then(|| kernel::Options { http_port, https_port, trim: wanted.trim }.layout())
 }
 
-fn adopt(pins: Pins, layout: &str, proven: Proven) -> Result<Ground, Unfit> {
-    let cgroup = cgroup::id_for(&pins).ok_or(kernel::cgroup::Error::Gone)?;
-    let kernel = Kernel::adopt(&pins, cgroup)?;
+fn adopt(pins: &Pins) -> Result<(Kernel, Cgroup), Unfit> {
+    let cgroup = cgroup::id_for(pins).ok_or(kernel::cgroup::Error::Gone)?;
+    let kernel = Kernel::adopt(pins, cgroup)?;
     tracing::info!(
         set = %pins.path().display(),
         connections = kernel.enrolled().len(),
         "goes on with the BPF programs that a killed gateway left"
     );
-    let cgroup = Cgroup::enter_pinned(&pins)?;
-    Ok(Ground { adopted: Some(kernel), cgroup, pins: Some(pins), layout: Some(layout.to_owned()), proven })
+    Ok((kernel, Cgroup::enter_pinned(pins)?))
 }
 
 impl Ground {

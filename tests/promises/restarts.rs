@@ -204,6 +204,37 @@ fn the_gateway_is_killed_before_the_function_reads(verdicts: Verdicts) -> Result
     Ok(())
 }
 
+/// As under systemd, which removes the cgroup of a unit whose process has ended.
+#[test]
+fn the_gateway_is_killed_and_its_cgroup_removed() -> Result<()> {
+    let mut stack = Stack::start(Verdicts::Sockmap);
+    let hung = stack.processes_of("echo");
+    freeze(&hung);
+    let mut clients = [stack.client()?, stack.client()?];
+    for client in &mut clients {
+        client.send(b"POST /function/echo HTTP/1.1\r\nHost: x\r\nContent-Length: 11\r\n\r\nthe ")?;
+    }
+    all_is_handed_over(&stack, "hello")?;
+    kill_while_needed(&mut stack)?;
+    stack.remove_gateways_cgroup()?;
+    let [early, late] = &mut clients;
+    early.send(b"body is")?;
+    stack.start_gateway();
+    eventually("the new gateway to serve", || is_served(&stack, "hello"));
+    late.send(b"body is")?;
+    thaw(&hung);
+    for client in &mut clients {
+        let answer = client.response().context("a connection that was handed over")?;
+        ensure!(answer.body == b"the body is", "{answer:?}");
+    }
+    let sets = eventually("what the first gateway left to go", || {
+        let sets = stack.pins();
+        (sets.len() == 1).then_some(sets)
+    });
+    ensure!(sets[0].join("layout").is_symlink(), "{sets:?}");
+    Ok(())
+}
+
 fn the_gateway_stops(verdicts: Verdicts) -> Result<()> {
     let mut stack = Stack::start(verdicts);
     let mut client = stack.client()?;

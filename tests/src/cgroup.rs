@@ -1,6 +1,6 @@
 //! A cgroup per stack: programs attach to it, and whoever is left in it at the end was left behind.
 use std::{
-    fs,
+    fs, io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     sync::atomic::{AtomicU32, Ordering},
@@ -71,6 +71,11 @@ impl Cgroup {
         assert!(left.is_empty(), "processes are left behind: {:?}", names(left));
         let children = self.children();
         assert!(children.is_empty(), "cgroups are left behind: {children:?}");
+    }
+
+    /// Removes what was made below, as systemd does when a unit's last process has ended.
+    pub fn remove_children(&self) -> io::Result<()> {
+        self.children().iter().try_for_each(fs::remove_dir)
     }
 
     fn children(&self) -> Vec<PathBuf> {

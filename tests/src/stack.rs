@@ -415,6 +415,11 @@ impl Stack {
         pins::below(self.cgroups.gateway.path())
     }
 
+    /// Removes the cgroup that a killed gateway left.
+    pub fn remove_gateways_cgroup(&self) -> std::io::Result<()> {
+        self.cgroups.gateway.remove_children()
+    }
+
     pub fn gateway_fds(&mut self) -> usize {
         count_fds(self.gateway().id())
     }

@@ -11,7 +11,7 @@ use aya::{
 };
 use aya_log::EbpfLogger;
 
-use super::{Cgroup, Error, Logger, Pins};
+use super::{Cgroup, Error, Logger, Pins, verifier};
 
 /// The programs that a link attaches to the cgroup; the verdict program is the SOCKHASH's.
 const LINKED: [&str; 3] = ["pm_peername4", "pm_peername6", "pm_enrol"];
@@ -158,5 +158,12 @@ fn step<T>(
     program: &'static str,
     result: Result<T, ProgramError>,
 ) -> Result<T, Error> {
-    result.map_err(|source| Error::Program { operation, program, source })
+    result.map_err(|source| match source {
+        ProgramError::LoadError { io_error, verifier_log } => {
+            let log = verifier_log.to_string();
+            tracing::debug!(program, "the verifier's log:\n{log}");
+            Error::Refused { program, complaint: verifier::complaint(&log), source: io_error }
+        }
+        source => Error::Program { operation, program, source },
+    })
 }

@@ -9,6 +9,7 @@ pub mod inspect;
 pub mod pins;
 pub mod proof;
 pub mod selftest;
+mod verifier;
 
 use std::{
     io,
@@ -44,6 +45,8 @@ pub enum Error {
     Object(#[from] aya::EbpfError),
     #[error("can't {operation} the BPF program {program}")]
     Program { operation: &'static str, program: &'static str, source: ProgramError },
+    #[error("the kernel refuses the BPF program {program} ({complaint})")]
+    Refused { program: &'static str, complaint: String, source: io::Error },
     #[error("the BPF object has no {0}")]
     Missing(&'static str),
     #[error("can't use the BPF map {map}")]

@@ -84,9 +84,18 @@ fn listener(address: SocketAddr) -> String {
 /// A set that this process owns. When it is dropped the set goes, unless connections need it still.
 pub struct Pins {
     path: PathBuf,
-    /// No connection needs it any more, whatever the maps say.
-    given_up: bool,
+    end: End,
     _lock: OwnedFd,
+}
+
+/// What becomes of a set whose owner lets it go.
+enum End {
+    /// It goes if no connection needs it, which none should.
+    Drained,
+    /// No connection needs it any more, whatever the maps say.
+    GivenUp,
+    /// It goes if no connection needs it; else it is a leftover.
+    Left,
 }
 
 impl Pins {
@@ -119,7 +128,7 @@ impl Pins {
             result => result?,
         }
         let Some(lock) = lock(path)? else { return Ok(None) };
-        let pins = Self { path: path.to_owned(), given_up: false, _lock: lock };
+        let pins = Self { path: path.to_owned(), end: End::Drained, _lock: lock };
         for kind in KINDS {
             directory.create(path.join(kind))?;
         }
@@ -136,7 +145,7 @@ impl Pins {
         while !fitting.is_empty() {
             for path in &fitting {
                 if let Ok(Some(lock)) = lock(path) {
-                    return Some(Self { path: path.clone(), given_up: false, _lock: lock });
+                    return Some(Self { path: path.clone(), end: End::Drained, _lock: lock });
                 }
             }
             if Instant::now() > deadline {
@@ -182,7 +191,12 @@ impl Pins {
 
     /// Whoever used it was told; a destroyed connection stays in the SOCKHASH until its process closes it.
     pub fn give_up(&mut self) {
-        self.given_up = true;
+        self.end = End::GivenUp;
+    }
+
+    /// Lets the set lie until no connection needs it.
+    pub fn leave(mut self) {
+        self.end = End::Left;
     }
 
     fn write_label(&self, label: &str, value: &Path) -> Result<(), Error> {
@@ -198,9 +212,9 @@ impl Pins {
 
 impl Drop for Pins {
     fn drop(&mut self) {
-        if self.given_up || is_drained(&self.path) {
+        if matches!(self.end, End::GivenUp) || is_drained(&self.path) {
             remove(&self.path);
-        } else {
+        } else if matches!(self.end, End::Drained) {
             tracing::warn!(
                 set = %self.path.display(),
                 "connections depend on the BPF programs still: the next start removes these"
