@@ -167,6 +167,9 @@ fn expect(stack: &Stack, bytes: &[u8], expected: Outcome, what: &str) -> Result<
     Ok(())
 }
 
+/// In records of a byte it would not fit into the 64 KiB that a socket takes before anybody reads, until Linux 6.6.
+const LONG_MESSAGE_BYTES: usize = (64 << 10) / 6;
+
 fn odd_but_valid(verdicts: Verdicts) -> Result<()> {
     let stack = Stack::start(verdicts);
     let name = server_name(b"echo.faas.local");
@@ -190,7 +193,8 @@ fn odd_but_valid(verdicts: Verdicts) -> Result<()> {
         ("1500 suites", many_suites),
     ] {
         let message = hello.message();
-        for size in [MAX_FRAGMENT_BYTES, 1000, 77, 1] {
+        let least = if message.len() > LONG_MESSAGE_BYTES { 2 } else { 1 };
+        for size in [MAX_FRAGMENT_BYTES, 1000, 77, least] {
             let what = format!("{what}, in records of {size}");
             expect(&stack, &hello::records(&message, size), Outcome::Function("echo".into()), &what)?;
         }

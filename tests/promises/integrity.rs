@@ -157,8 +157,9 @@ fn overlaps_do_harm_where_they_are_not_trimmed() {
         let clients: &AddressBook = &stack;
         let wrong = failures(4, 100, |number| overlapped_connection(clients, number));
         let example = wrong.first().map(|(_, error)| error.as_str()).unwrap_or_default();
+        // How many depends on who is faster, and none shows it without the defect.
         assert!(
-            wrong.len() > 50,
+            wrong.len() > 20,
             "{address}: only {} of 100 connections show the defect: {example}",
             wrong.len()
         );

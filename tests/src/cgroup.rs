@@ -73,6 +73,15 @@ impl Cgroup {
         assert!(children.is_empty(), "cgroups are left behind: {children:?}");
     }
 
+    /// Lets children bound their memory, where cgroup2 has that controller.
+    pub fn divide_memory(&self) {
+        let has = fs::read_to_string(self.path.join("cgroup.controllers")).expect("a cgroup's controllers");
+        if has.split_whitespace().any(|controller| controller == "memory") {
+            fs::write(self.path.join("cgroup.subtree_control"), "+memory")
+                .expect("dividing a cgroup of one's own");
+        }
+    }
+
     /// Removes what was made below, as systemd does when a unit's last process has ended.
     pub fn remove_children(&self) -> io::Result<()> {
         self.children().iter().try_for_each(fs::remove_dir)

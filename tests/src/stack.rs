@@ -281,6 +281,7 @@ impl Plan {
         fs::write(&config, text).expect("writing the configuration");
 
         let all = Cgroup::new();
+        all.divide_memory();
         let cgroups = Cgroups { gateway: all.child("gateway"), functions: all.child("functions"), all };
         let versions = [&rustls::version::TLS13, &rustls::version::TLS12];
         Stack {

@@ -10,6 +10,7 @@ use clap::Subcommand;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use crate::interrupt;
 use crate::progress::announce;
 use crate::{packages, privilege, workspace};
 
@@ -18,7 +19,6 @@ mod docs;
 mod figure;
 mod goals;
 mod host;
-mod interrupt;
 mod listener;
 mod loader;
 mod measure;
@@ -113,7 +113,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
             // Said before a build of minutes, not after it.
             let why = "measuring, in a network namespace and with BPF programs,";
             let sudo = (!privilege::is_root()).then(|| privilege::sudo(why)).transpose()?;
-            packages::ensure()?;
+            packages::ensure(&packages::OF_TESTS, "the benchmark")?;
             let programs = build()?;
             if let Some(sudo) = sudo {
                 return elevated(&sudo, &programs);

@@ -43,7 +43,7 @@ pub fn run() -> Result<ExitCode> {
         ),
     }
     println!("\nTesting\n");
-    let missing = packages::missing();
+    let missing = packages::missing(&packages::OF_TESTS);
     if missing.is_empty() {
         report("ok", "clients and observers", "all in PATH", "`cargo xtask test`", None);
     } else {

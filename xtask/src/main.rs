@@ -8,6 +8,8 @@ mod apt;
 mod authority;
 mod bench;
 mod doctor;
+mod guest;
+mod interrupt;
 mod invitation;
 mod licences;
 mod lint;

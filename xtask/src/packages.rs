@@ -1,4 +1,4 @@
-//! Installs the distribution's programs that the tests use as clients and observers.
+//! Installs the distribution's programs that commands use.
 
 use std::path::Path;
 use std::process::Command;
@@ -9,7 +9,10 @@ use crate::privilege::{self, find_program};
 use crate::progress;
 
 /// Program and Debian package.
-const NEEDED: [(&str, &str); 8] = [
+pub type Package = (&'static str, &'static str);
+
+/// The clients and observers of the tests.
+pub const OF_TESTS: [Package; 8] = [
     ("bpftool", "bpftool"),
     ("curl", "curl"),
     ("gnutls-cli", "gnutls-bin"),
@@ -20,8 +23,8 @@ const NEEDED: [(&str, &str); 8] = [
     ("tc", "iproute2"),
 ];
 
-pub fn missing() -> Vec<&'static str> {
-    let mut packages: Vec<_> = NEEDED
+pub fn missing(needed: &[Package]) -> Vec<&'static str> {
+    let mut packages: Vec<_> = needed
         .iter()
         .filter(|(program, _)| find_program(program).is_none())
         .map(|(_, package)| *package)
@@ -30,21 +33,22 @@ pub fn missing() -> Vec<&'static str> {
     packages
 }
 
-pub fn ensure() -> Result<()> {
-    let missing = missing();
+/// Installs what is missing; `user` begins the sentence if that can't be done.
+pub fn ensure(needed: &[Package], user: &str) -> Result<()> {
+    let missing = missing(needed);
     if missing.is_empty() {
         return Ok(());
     }
     let list = missing.join(" ");
     let Some(apt_get) = find_program("apt-get") else {
-        bail!("the tests need these programs, and there is no apt-get to install them: {list}");
+        bail!("{user} takes these packages, and there is no apt-get to install them: {list}");
     };
     let install = |what: &str| -> Result<String> {
         let mut command = apt(&apt_get, &list)?;
         command.args(["install", "--yes", "--no-install-recommends"]).args(&missing);
         progress::run(what, &mut command)
     };
-    let what = format!("installing what the tests need: {list}");
+    let what = format!("installing what {user} takes: {list}");
     if install(&what).is_err() {
         progress::run(
             "the package lists are missing or stale: apt-get update",
@@ -52,7 +56,7 @@ pub fn ensure() -> Result<()> {
         )?;
         install(&what)?;
     }
-    let still = self::missing();
+    let still = self::missing(needed);
     if !still.is_empty() {
         bail!("these packages were installed, and their programs are not in PATH: {}", still.join(" "));
     }
@@ -61,8 +65,7 @@ pub fn ensure() -> Result<()> {
 
 fn apt(apt_get: &Path, list: &str) -> Result<Command> {
     let why = format!("installing {list}");
-    let mut command =
-        privilege::as_root(Path::new("/usr/bin/env"), &why).context("the tests' programs are missing")?;
+    let mut command = privilege::as_root(Path::new("/usr/bin/env"), &why).context("programs are missing")?;
     command.arg("DEBIAN_FRONTEND=noninteractive").arg(apt_get).arg("-q");
     Ok(command)
 }

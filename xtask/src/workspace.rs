@@ -13,6 +13,9 @@ use crate::toolchain;
 /// The packages whose programs are installed side by side.
 const PRODUCT: [&str; 5] = ["gateway", "echo", "hello", "resize", "refusal"];
 
+/// These packages' programs.
+pub const PROGRAMS: [&str; 5] = ["pointsman", "echo", "hello", "resize", "refusal"];
+
 pub fn root() -> PathBuf {
     let own =
         env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);

@@ -6,12 +6,12 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
+use crate::interrupt::{self, Awaited};
 use crate::load::{
     self,
     order::{Order, Seen},
 };
 
-use super::interrupt::{self, Awaited};
 use super::process;
 
 pub struct Loader {

@@ -21,7 +21,8 @@ use super::stage::{Running, Stage};
 use super::statistics::Spread;
 use super::tables::Table;
 use super::work::{Kind, Port, TlsWork, Work};
-use super::{Prepared, interrupt, namespace, peers};
+use super::{Prepared, namespace, peers};
+use crate::interrupt;
 
 const MANY: usize = 32;
 /// Enough for the functions that matter to stand out.

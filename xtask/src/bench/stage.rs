@@ -23,7 +23,8 @@ use super::proc::Family;
 use super::process::Process;
 use super::side::{Peer, Side};
 use super::work::{FUNCTIONS, Port, Work};
-use super::{descriptors, interrupt, proc};
+use super::{descriptors, proc};
+use crate::interrupt;
 
 /// One that `localhost`'s CA may sign for, and that needs no resolver.
 const DOMAIN: &str = "localhost";

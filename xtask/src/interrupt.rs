@@ -1,4 +1,4 @@
-//! Ctrl-C during the benchmark: what waits ends, and everything that was started is ended in order.
+//! Ctrl-C during long work: what waits ends, and everything that was started is ended in order.
 
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::thread;
@@ -8,7 +8,7 @@ use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::Pid;
 
 static REQUESTED: AtomicBool = AtomicBool::new(false);
-/// The process that the benchmark waits for now, or 0.
+/// The process that is waited for now, or 0.
 static AWAITED: AtomicI32 = AtomicI32::new(0);
 
 /// To be called before there are other threads: they inherit that these signals go to one thread.
