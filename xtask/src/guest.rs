@@ -59,14 +59,25 @@ const UNIT: &str = include_str!("guest/job.service");
 pub fn run(release: Release, programs: &Path, tests: &Path, filter: Option<&str>) -> Result<ExitCode> {
     interrupt::catch()?;
     let guest = Guest::ensure(release)?;
+    let accelerator = Accelerator::of_this_host();
+    let left_out = accelerator.too_slow_for();
+    if !left_out.is_empty() {
+        announce(&format!(
+            "no hardware virtualisation here, so this takes long, and without {}",
+            left_out.join(", ")
+        ));
+    }
     let folder = tempfile::tempdir().context("cannot make a directory")?;
     let disk = folder.path().join("programs.img");
     let contents = folder.path().join("programs");
-    fill(&contents, programs, tests, filter).context("cannot gather what the guest runs")?;
+    let skips = left_out.iter().flat_map(|test| ["--skip", test]);
+    let arguments: Vec<_> = skips.chain(filter).collect();
+    fill(&contents, programs, tests, &arguments).context("cannot gather what the guest runs")?;
     progress::run("making the guest's disk", image(&contents, &disk).arg("2G"))?;
     let result = folder.path().join("result");
     announce(&format!("booting Debian {} and running the tests in it", release.name()));
-    let mut machine = Machine(guest.machine(&disk, &result).spawn().context("cannot start qemu")?);
+    let mut machine =
+        Machine(guest.machine(accelerator, &disk, &result).spawn().context("cannot start qemu")?);
     let awaited = Awaited::new(machine.0.id().cast_signed());
     let status = machine.0.wait().context("cannot wait for qemu")?;
     drop(awaited);
@@ -132,12 +143,12 @@ impl Guest {
         fs::rename(&made, &self.folder).with_context(|| format!("cannot keep {}", self.folder.display()))
     }
 
-    fn machine(&self, disk: &Path, result: &Path) -> Command {
+    fn machine(&self, accelerator: Accelerator, disk: &Path, result: &Path) -> Command {
         let file = |name: &str| self.folder.join(name);
         let drive = |path: &Path| format!("if=virtio,format=raw,snapshot=on,file={}", path.display());
         let cores = thread::available_parallelism().map_or(1, usize::from);
         let mut qemu = Command::new("qemu-system-x86_64");
-        qemu.args(["-machine", "q35", "-accel", accelerator(), "-cpu", "max,la57=off"])
+        qemu.args(["-machine", "q35", "-accel", accelerator.option(), "-cpu", "max,la57=off"])
             .args(["-m", MEMORY, "-smp", &cores.to_string(), "-nic", "none"])
             .args(["-display", "none", "-monitor", "none", "-no-reboot"])
             .args(["-serial", "stdio", "-serial", &format!("file:{}", result.display())])
@@ -152,11 +163,36 @@ impl Guest {
     }
 }
 
-/// The processor's own virtualisation, or emulation where it has none, some ten times slower.
-fn accelerator() -> &'static str {
-    let processor = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let virtualises = processor.split_whitespace().any(|flag| flag == "vmx" || flag == "svm");
-    if virtualises && Path::new("/dev/kvm").exists() { "kvm" } else { "tcg,thread=multi" }
+/// What runs the guest's instructions.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Accelerator {
+    /// The processor's own virtualisation.
+    Kvm,
+    /// Emulation, some ten times slower.
+    Tcg,
+}
+
+impl Accelerator {
+    fn of_this_host() -> Self {
+        let processor = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let virtualises = processor.split_whitespace().any(|flag| flag == "vmx" || flag == "svm");
+        if virtualises && Path::new("/dev/kvm").exists() { Self::Kvm } else { Self::Tcg }
+    }
+
+    const fn option(self) -> &'static str {
+        match self {
+            Self::Kvm => "kvm",
+            Self::Tcg => "tcg,thread=multi",
+        }
+    }
+
+    /// Tests that need a rate of requests, which emulation does not reach.
+    const fn too_slow_for(self) -> &'static [&'static str] {
+        match self {
+            Self::Kvm => &[],
+            Self::Tcg => &["moves::many_at_random", "turns::its_turns_are_rare_and_full"],
+        }
+    }
 }
 
 /// Ends with its value.
@@ -187,7 +223,7 @@ fn furnish(tree: &Path) -> io::Result<()> {
     fs::write(tree.join("etc/hosts"), "127.0.0.1 localhost guest\n::1 localhost\n")
 }
 
-fn fill(disk: &Path, programs: &Path, tests: &Path, filter: Option<&str>) -> Result<()> {
+fn fill(disk: &Path, programs: &Path, tests: &Path, arguments: &[&str]) -> Result<()> {
     // As they lie in a target directory, where the tests look for the programs.
     let deps = disk.join("bin/deps");
     fs::create_dir_all(&deps)?;
@@ -201,7 +237,7 @@ fn fill(disk: &Path, programs: &Path, tests: &Path, filter: Option<&str>) -> Res
         fs::copy(unit.path(), units.join(unit.file_name()))?;
     }
     fs::write(disk.join("job.sh"), JOB)?;
-    fs::write(disk.join("filter"), filter.unwrap_or_default())?;
+    fs::write(disk.join("arguments"), arguments.join(" "))?;
     Ok(())
 }
 

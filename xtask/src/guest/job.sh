@@ -7,7 +7,7 @@ main() {
   units
   echo "the packaged units: ok"
   cd /mnt/bin
-  ./deps/promises --color never $(cat /mnt/filter)
+  ./deps/promises --color never $(cat /mnt/arguments)
 }
 
 units() {
