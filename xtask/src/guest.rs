@@ -1,7 +1,7 @@
 //! Runs the tests in a virtual machine: with the kernel and the booted systemd of a Debian release.
 use std::fs;
 use std::io;
-use std::os::unix::fs::symlink;
+use std::os::unix::{ffi::OsStrExt as _, fs::symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::thread;
@@ -25,6 +25,8 @@ const INCLUDED: &str = "bpftool,ca-certificates,curl,dbus,gnutls-bin,initramfs-t
 
 const NEEDED: [Package; 3] =
     [("debootstrap", "debootstrap"), ("mke2fs", "e2fsprogs"), ("qemu-system-x86_64", "qemu-system-x86")];
+
+const READ_BY_TESTS: [&str; 3] = ["docs", "packaging", "tests"];
 
 /// A tree of Debian, and an image of it, while they are made.
 const MAKING_BYTES: u64 = 4 << 30;
@@ -231,11 +233,13 @@ fn fill(disk: &Path, programs: &Path, tests: &Path, arguments: &[&str]) -> Resul
         copy_stripped(&programs.join(name), &disk.join("bin").join(name))?;
     }
     copy_stripped(tests, &deps.join("promises"))?;
-    let units = disk.join("units");
-    fs::create_dir(&units)?;
-    for unit in fs::read_dir(workspace::root().join("packaging/systemd"))?.flatten() {
-        fs::copy(unit.path(), units.join(unit.file_name()))?;
-    }
+    // What tests read of the checkout, and where they look for it.
+    let checkout = disk.join("checkout");
+    fs::create_dir(&checkout)?;
+    let mut cp = Command::new("cp");
+    cp.arg("--recursive").args(READ_BY_TESTS).arg(&checkout).current_dir(workspace::root());
+    ensure!(cp.status().context("cannot start cp")?.success(), "the checkout can't be copied");
+    fs::write(disk.join("checkout.path"), workspace::root().as_os_str().as_bytes())?;
     fs::write(disk.join("job.sh"), JOB)?;
     fs::write(disk.join("arguments"), arguments.join(" "))?;
     Ok(())

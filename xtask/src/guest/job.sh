@@ -6,6 +6,9 @@ main() {
   ip link set lo up
   units
   echo "the packaged units: ok"
+  checkout=$(cat /mnt/checkout.path)
+  mkdir -p "$(dirname "$checkout")"
+  ln -s /mnt/checkout "$checkout"
   cd /mnt/bin
   ./deps/promises --color never $(cat /mnt/arguments)
 }
@@ -13,7 +16,7 @@ main() {
 units() {
   install -D /mnt/bin/pointsman /mnt/bin/refusal -t /usr/bin
   install -D /mnt/bin/echo /mnt/bin/hello -t /usr/lib/pointsman
-  cp /mnt/units/* /etc/systemd/system/
+  cp /mnt/checkout/packaging/systemd/* /etc/systemd/system/
   configure
   systemctl daemon-reload
   systemctl start pointsman-function@hello.socket pointsman-gateway
