@@ -4,7 +4,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose};
 use rustls_pki_types::CertificateDer;
 
 pub struct Authority {
@@ -25,6 +25,7 @@ impl Authority {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, "Pointsman test authority");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
         let key = KeyPair::generate().expect("making a key");
         let issuer = CertifiedIssuer::self_signed(params, key).expect("signing the authority");
         fs::write(folder.join("authority.pem"), issuer.pem()).expect("writing the authority's certificate");
@@ -42,6 +43,8 @@ impl Authority {
     pub fn issue(&self, function: &str, domains: &[&str]) -> Certificate {
         let names: Vec<String> = domains.iter().map(|domain| format!("{function}.{domain}")).collect();
         let mut params = CertificateParams::new(names).expect("names");
+        // Python since 3.13 wants it, and the usage of the authority's key (RFC 5280, sections 4.2.1.1 and 4.2.1.3).
+        params.use_authority_key_identifier_extension = true;
         params.distinguished_name.push(DnType::CommonName, function);
         let key = KeyPair::generate().expect("making a key");
         let certificate = params.signed_by(&key, &self.issuer).expect("signing a certificate");
