@@ -84,6 +84,12 @@ impl Net {
         self
     }
 
+    /// What a socket receives before anybody reads is about half of this.
+    pub fn with_receive_buffers(self, bytes: usize) -> Self {
+        self.sysctl("tcp_rmem", &format!("4096 {bytes} 6291456"));
+        self
+    }
+
     /// Leaves clients only these ports, so that each is soon used again.
     pub fn with_client_ports(self, first: u16, last: u16) -> Self {
         assert!(first > *LISTENER_PORTS.end(), "a listener may have one of the ports {first} to {last}");

@@ -26,12 +26,17 @@ const INCLUDED: &str = "bpftool,ca-certificates,curl,dbus,gnutls-bin,initramfs-t
 const NEEDED: [Package; 3] =
     [("debootstrap", "debootstrap"), ("mke2fs", "e2fsprogs"), ("qemu-system-x86_64", "qemu-system-x86")];
 
+/// Of the checkout; they find it by the path of their package.
 const READ_BY_TESTS: [&str; 3] = ["docs", "packaging", "tests"];
 
-/// A tree of Debian, and an image of it, while they are made.
-const MAKING_BYTES: u64 = 4 << 30;
+/// A tree of Debian, what it is made of, and an image of it, while they are made.
+const MAKING_BYTES: u64 = 2 << 30;
+/// Sizes of sparse files: room for what the tests write.
 const ROOT_IMAGE: &str = "3G";
+const PROGRAMS_IMAGE: &str = "2G";
 const MEMORY: &str = "3G";
+/// As many tests run at once, and each is some processes.
+const CORES_MAX: usize = 4;
 
 /// The release has this kernel, or a later one of the same series.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -75,8 +80,9 @@ pub fn run(release: Release, programs: &Path, tests: &Path, filter: Option<&str>
     let skips = left_out.iter().flat_map(|test| ["--skip", test]);
     let arguments: Vec<_> = skips.chain(filter).collect();
     fill(&contents, programs, tests, &arguments).context("cannot gather what the guest runs")?;
-    progress::run("making the guest's disk", image(&contents, &disk).arg("2G"))?;
+    progress::run("making the guest's disk", image(&contents, &disk).arg(PROGRAMS_IMAGE))?;
     let result = folder.path().join("result");
+    interrupt::check()?;
     announce(&format!("booting Debian {} and running the tests in it", release.name()));
     let mut machine =
         Machine(guest.machine(accelerator, &disk, &result).spawn().context("cannot start qemu")?);
@@ -120,7 +126,7 @@ impl Guest {
         let room = statvfs(cache).context("cannot look for room")?;
         ensure!(
             room.blocks_available() * room.fragment_size() > MAKING_BYTES,
-            "{} has less than the 4 GiB that making a guest takes",
+            "{} has less than the 2 GiB that making a guest takes",
             cache.display()
         );
         let folder = tempfile::Builder::new().prefix("making-").tempdir_in(cache)?;
@@ -128,7 +134,7 @@ impl Guest {
         let mut debootstrap = Command::new("debootstrap");
         debootstrap.args(["--variant=minbase", &format!("--include={INCLUDED}"), release.name()]);
         progress::run(
-            &format!("fetching Debian {} (0.5 GB, once)", release.name()),
+            &format!("fetching Debian {} (once)", release.name()),
             debootstrap.arg(&tree).arg(ARCHIVE),
         )?;
         for (prefix, name) in [("vmlinuz-", "kernel"), ("initrd.img-", "initrd")] {
@@ -151,7 +157,7 @@ impl Guest {
     fn machine(&self, accelerator: Accelerator, disk: &Path, result: &Path) -> Command {
         let file = |name: &str| self.folder.join(name);
         let drive = |path: &Path| format!("if=virtio,format=raw,snapshot=on,file={}", path.display());
-        let cores = thread::available_parallelism().map_or(1, usize::from);
+        let cores = thread::available_parallelism().map_or(1, usize::from).min(CORES_MAX);
         let mut qemu = Command::new("qemu-system-x86_64");
         qemu.args(["-machine", "q35", "-accel", accelerator.option(), "-cpu", "max,la57=off"])
             .args(["-m", MEMORY, "-smp", &cores.to_string(), "-nic", "none"])
@@ -194,7 +200,7 @@ impl Accelerator {
         }
     }
 
-    /// Tests that need a rate of requests, which emulation does not reach.
+    /// Tests that need a rate of requests, or of handshakes, which emulation does not reach.
     const fn too_slow_for(self) -> &'static [&'static str] {
         match self {
             Self::Kvm => &[],
@@ -235,7 +241,7 @@ fn fill(disk: &Path, programs: &Path, tests: &Path, arguments: &[&str]) -> Resul
     // As they lie in a target directory, where the tests look for the programs.
     let deps = disk.join("bin/deps");
     fs::create_dir_all(&deps)?;
-    for name in workspace::PROGRAMS {
+    for (_, name) in workspace::PRODUCT {
         copy_stripped(&programs.join(name), &disk.join("bin").join(name))?;
     }
     copy_stripped(tests, &deps.join("promises"))?;

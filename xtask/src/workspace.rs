@@ -10,11 +10,14 @@ use serde_json::Value;
 use crate::progress::announce;
 use crate::toolchain;
 
-/// The packages whose programs are installed side by side.
-const PRODUCT: [&str; 5] = ["gateway", "echo", "hello", "resize", "refusal"];
-
-/// These packages' programs.
-pub const PROGRAMS: [&str; 5] = ["pointsman", "echo", "hello", "resize", "refusal"];
+/// The packages whose programs are installed side by side, and these programs.
+pub const PRODUCT: [(&str, &str); 5] = [
+    ("gateway", "pointsman"),
+    ("echo", "echo"),
+    ("hello", "hello"),
+    ("resize", "resize"),
+    ("refusal", "refusal"),
+];
 
 pub fn root() -> PathBuf {
     let own =
@@ -41,7 +44,7 @@ pub fn build(release: bool) -> Result<PathBuf> {
     announce("building the gateway and its functions");
     let mut cargo = cargo();
     cargo.args(["build", "--locked", "--bins"]);
-    for package in PRODUCT {
+    for (package, _) in PRODUCT {
         cargo.args(["--package", package]);
     }
     if release {

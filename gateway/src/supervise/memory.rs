@@ -19,7 +19,7 @@ const PREFIX: &str = "supervised-";
 /// What the supervisor and its children move into, because cgroup2 gives controllers to the children of empty cgroups only.
 const OWN_PLACE: &str = "supervisor";
 
-/// How often the cgroup is emptied: an instance that is just being started may be born into it meanwhile.
+/// How often the cgroup is emptied: meanwhile an instance may be born into it, or end.
 const EMPTYING_ATTEMPTS: u32 = 10;
 
 /// A killed process leaves its cgroup a moment after it was reaped.
@@ -197,30 +197,44 @@ fn delegate(path: &Path) -> Result<Option<PathBuf>> {
     }
 }
 
-/// Moves this process and those that it started out of the cgroup, until `enable` finds nobody there.
+/// Moves this process and those that it started out of the cgroup, until `enable` finds nobody there. Where somebody
+/// else is, nobody moves.
 fn vacate(path: &Path, own: &Path, enable: impl Fn() -> io::Result<()>) -> io::Result<()> {
-    match fs::create_dir(own) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-        _ => {}
-    }
-    for attempt in 1.. {
-        for pid in fs::read_to_string(path.join("cgroup.procs"))?.lines().filter_map(|line| line.parse().ok())
-        {
-            if !descends_from(pid, process::id(), parent) {
-                continue;
+    for _ in 0..EMPTYING_ATTEMPTS {
+        let present = processes(path)?;
+        if present.iter().all(|&pid| descends_from(pid, process::id(), parent)) {
+            match fs::create_dir(own) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                _ => {}
             }
-            match fs::write(own.join("cgroup.procs"), pid.to_string()) {
-                // It has ended.
-                Err(error) if is(&error, Errno::ESRCH) => {}
-                moved => moved?,
+            relocate(&present, own)?;
+            match enable() {
+                Err(error) if is(&error, Errno::EBUSY) => {}
+                enabled => return enabled,
             }
         }
-        match enable() {
-            Err(error) if is(&error, Errno::EBUSY) && attempt < EMPTYING_ATTEMPTS => {}
-            enabled => return enabled,
+    }
+    if own.exists() {
+        relocate(&processes(own)?, path)?;
+        fs::remove_dir(own)?;
+    }
+    Err(Errno::EBUSY.into())
+}
+
+fn processes(cgroup: &Path) -> io::Result<Vec<u32>> {
+    let text = fs::read_to_string(cgroup.join("cgroup.procs"))?;
+    Ok(text.lines().filter_map(|line| line.parse().ok()).collect())
+}
+
+fn relocate(processes: &[u32], cgroup: &Path) -> io::Result<()> {
+    for pid in processes {
+        match fs::write(cgroup.join("cgroup.procs"), pid.to_string()) {
+            // It has ended.
+            Err(error) if is(&error, Errno::ESRCH) => {}
+            moved => moved?,
         }
     }
-    unreachable!("the attempts end in the loop")
+    Ok(())
 }
 
 /// Whether a process is this ancestor or descends from it, as far as their parents live.
@@ -320,13 +334,23 @@ mod tests {
             process::Command::new("sh").args(["-c", "sleep 60 >/dev/null 2>&1 & echo $!"]).output().unwrap();
         let stranger: i32 = String::from_utf8(shell.stdout).unwrap().trim().parse().unwrap();
         enter(&place.0, stranger as u32);
+        enter(&place.0, child.id());
+        fs::remove_dir(&own).unwrap();
         let refused = vacate(&place.0, &own, is_empty).unwrap_err();
         assert!(is(&refused, Errno::EBUSY), "{refused}");
+        assert!(!own.exists());
 
+        // Those who cannot be divided are where they were.
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(stranger), nix::sys::signal::SIGKILL).unwrap();
+        while processes(&place.0).unwrap().len() > 1 {
+            thread::sleep(LEAVE_PAUSE);
+        }
+        let refused = vacate(&place.0, &own, || Err(Errno::EBUSY.into())).unwrap_err();
+        assert!(is(&refused, Errno::EBUSY), "{refused}");
+        assert!(!own.exists());
+        assert_eq!(processes(&place.0).unwrap(), [child.id()]);
         child.kill().unwrap();
         child.wait().unwrap();
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(stranger), nix::sys::signal::Signal::SIGKILL)
-            .unwrap();
     }
 
     #[test]
