@@ -75,7 +75,7 @@ fn load_window(skb: *mut __sk_buff, scratch: &mut Scratch) -> bool {
     let left = u64::from(scratch.segment_end).wrapping_sub(u64::from(scratch.offset));
     // The place of the window's last byte: nothing left wraps to a whole window, which the helper refuses. Adding one
     // is how a verifier older than Linux 6.8, which learns nothing from a comparison with zero, sees that the length is
-    // at least that; the compiler must not see through it.
+    // at least one; the compiler must not see through it.
     const LAST: u64 = WINDOW_BYTES as u64 - 1;
     let last = left.wrapping_sub(1);
     let length = (black_box(if last < LAST { last } else { LAST }) + 1) as u32;

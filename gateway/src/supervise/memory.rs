@@ -200,6 +200,7 @@ fn delegate(path: &Path) -> Result<Option<PathBuf>> {
 /// Moves this process and those that it started out of the cgroup, until `enable` finds nobody there. Where somebody
 /// else is, nobody moves.
 fn vacate(path: &Path, own: &Path, enable: impl Fn() -> io::Result<()>) -> io::Result<()> {
+    let mut refused = Errno::EBUSY.into();
     for _ in 0..EMPTYING_ATTEMPTS {
         let present = processes(path)?;
         if present.iter().all(|&pid| descends_from(pid, process::id(), parent)) {
@@ -209,8 +210,8 @@ fn vacate(path: &Path, own: &Path, enable: impl Fn() -> io::Result<()>) -> io::R
             }
             relocate(&present, own)?;
             match enable() {
-                Err(error) if is(&error, Errno::EBUSY) => {}
-                enabled => return enabled,
+                Ok(()) => return Ok(()),
+                Err(error) => refused = error,
             }
         }
     }
@@ -218,7 +219,7 @@ fn vacate(path: &Path, own: &Path, enable: impl Fn() -> io::Result<()>) -> io::R
         relocate(&processes(own)?, path)?;
         fs::remove_dir(own)?;
     }
-    Err(Errno::EBUSY.into())
+    Err(refused)
 }
 
 fn processes(cgroup: &Path) -> io::Result<Vec<u32>> {
