@@ -3,6 +3,7 @@ mod agreement;
 mod keyring;
 mod luggage;
 mod mover;
+mod negotiations;
 mod pairs;
 mod policy;
 mod post;

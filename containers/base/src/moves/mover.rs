@@ -1,7 +1,7 @@
 //! One worker's part in moves: reserves places at other instances' workers, and sends connections there.
 use std::{
     cell::{Cell, RefCell},
-    collections::{HashMap, VecDeque},
+    collections::HashMap,
     fmt,
     os::fd::OwnedFd,
     rc::{Rc, Weak},
@@ -10,38 +10,29 @@ use std::{
 };
 
 use common::{FunctionName, Protocol};
-use handoff::{Berth, Connection, Flight, Grant, GrantAnswer, Move, Purpose, Role, WorkerId};
-use rustls::AlertDescription;
+use handoff::{Berth, Connection, Flight, Grant, GrantAnswer, Move, Purpose, WorkerId};
 use socket2::SockRef;
 use tokio::time::{Instant, timeout_at};
 use zeroize::Zeroizing;
 
 use super::{
-    agreement::{Agreements, Failure, Initiator, Responder, Step},
+    agreement::Agreements,
     keyring::{Destination, Keyring},
     luggage::{Luggage, LuggageError},
+    negotiations::Negotiations,
     pairs::{Pairs, Peer},
     policy::Policy,
     post::{Departure, Letter, Post},
     sealing::OpenError,
     wait::Wait,
 };
-use crate::{socket::Socket, tls::plaintext_alert};
+use crate::socket::Socket;
 
 /// How long a request waits for a place: a gateway or a function that is being restarted is back by then.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// With so few places left, more are asked for: those last until the answer is here.
 const FEW_PLACES: u32 = 16;
-
-/// Agreements that others have begun; the oldest give way, and are begun again if they are wanted.
-const RESPONDERS_MAX: usize = 64;
-
-/// How long an instance that could not prove who it is isn't asked again.
-const DISTRUST: Duration = Duration::from_secs(10);
-
-/// Instances that are remembered for that.
-const DISTRUSTED_MAX: usize = 1024;
 
 /// What all workers of an instance share.
 pub struct Moving {
@@ -70,26 +61,14 @@ struct State {
     gateway: Rc<Wait<Answer>>,
     leases: HashMap<FunctionName, Vec<Rc<Lease>>>,
     asked: HashMap<FunctionName, Asked>,
-    begun: HashMap<Peer, Begun>,
-    agreements: u64,
-    responders: VecDeque<(WorkerId, u64, Responder)>,
-    distrusted: HashMap<Peer, Instant>,
+    negotiations: Negotiations,
 }
 
 /// What somebody waits for; an error is what the request gets.
-type Answer = Result<(), Refused>;
+pub(super) type Answer = Result<(), Refused>;
 
 struct Asked {
     gateway: Weak<Post>,
-    wait: Rc<Wait<Answer>>,
-}
-
-/// An agreement that this worker has begun.
-struct Begun {
-    initiator: Initiator,
-    number: u64,
-    gateway: Weak<Post>,
-    to: WorkerId,
     wait: Rc<Wait<Answer>>,
 }
 
@@ -171,10 +150,7 @@ impl Mover {
             gateway: Rc::new(Wait::new()),
             leases: HashMap::new(),
             asked: HashMap::new(),
-            begun: HashMap::new(),
-            agreements: 0,
-            responders: VecDeque::new(),
-            distrusted: HashMap::new(),
+            negotiations: Negotiations::default(),
         };
         Self(Some(Rc::new(Inner { moving, state: RefCell::new(state) })))
     }
@@ -276,10 +252,7 @@ impl Mover {
             .asked
             .extract_if(|_, asked| is_it(&asked.gateway))
             .for_each(|(_, asked)| asked.wait.finish(Ok(())));
-        state
-            .begun
-            .extract_if(|_, begun| is_it(&begun.gateway))
-            .for_each(|(_, begun)| begun.wait.finish(Ok(())));
+        state.negotiations.end_where(|gateway, _| is_it(gateway));
     }
 
     pub(crate) fn granted(&self, gateway: &Rc<Post>, grant: &Grant) {
@@ -304,14 +277,11 @@ impl Mover {
         if let Some(inner) = &self.0 {
             let mut state = inner.state.borrow_mut();
             let is_it =
-                |to: WorkerId, at: &Weak<_>| to == worker && std::ptr::eq(at.as_ptr(), Rc::as_ptr(gateway));
+                |at: &Weak<_>, to: WorkerId| to == worker && std::ptr::eq(at.as_ptr(), Rc::as_ptr(gateway));
             for leases in state.leases.values_mut() {
-                leases.retain(|lease| !is_it(lease.berth.to, &lease.gateway));
+                leases.retain(|lease| !is_it(&lease.gateway, lease.berth.to));
             }
-            state
-                .begun
-                .extract_if(|_, begun| is_it(begun.to, &begun.gateway))
-                .for_each(|(_, begun)| begun.wait.finish(Ok(())));
+            state.negotiations.end_where(is_it);
         }
         // A place is taken and used without a pause between, so nothing for that worker comes after this.
         gateway.send(Letter::Revoked(worker));
@@ -320,19 +290,7 @@ impl Mover {
     /// Takes a flight of a key agreement.
     pub(crate) fn flight(&self, gateway: &Rc<Post>, flight: &Flight<'_>) {
         let Some(inner) = &self.0 else { return };
-        let mut state = inner.state.borrow_mut();
-        match (flight.from, &inner.moving.agreements) {
-            (Role::Responder, _) => state.go_on(&inner.moving, flight),
-            (Role::Initiator, Some(agreements)) => {
-                state.respond(&inner.moving, agreements, gateway, flight);
-            }
-            // Who has no certificate, or knows nobody's, says so instead of nothing.
-            (Role::Initiator, None) => {
-                let Flight { peer, function, agreement, .. } = *flight;
-                let bytes = plaintext_alert(AlertDescription::HandshakeFailure).to_vec();
-                gateway.send(Letter::Flight { peer, function, agreement, from: Role::Responder, bytes });
-            }
-        }
+        inner.state.borrow_mut().negotiations.hear(&inner.moving, gateway, flight);
     }
 }
 
@@ -381,7 +339,7 @@ impl State {
         if protocol == Protocol::Https {
             let to = destination(function, &lease, &gateway);
             if !self.keyring.can_seal(to) {
-                return self.agree(moving, to.peer, &lease, &gateway).map(Found::Wait);
+                return self.negotiations.begin(moving, to.peer, lease.berth.to, &gateway).map(Found::Wait);
             }
         }
         lease.left.set(lease.left.get() - 1);
@@ -394,7 +352,7 @@ impl State {
     /// Nobody answers: the next request asks anew. An answer that comes late is still of use.
     fn give_up(&mut self, function: &FunctionName, wait: &Rc<Wait<Answer>>) {
         self.asked.retain(|asked, of| asked != function || !Rc::ptr_eq(&of.wait, wait));
-        self.begun.retain(|peer, of| peer.function != *function || !Rc::ptr_eq(&of.wait, wait));
+        self.negotiations.give_up(function, wait);
     }
 
     fn ask(&mut self, moving: &Moving, function: FunctionName) -> Result<Rc<Wait<Answer>>, Refused> {
@@ -412,108 +370,6 @@ impl State {
         let asked = Asked { gateway: Rc::downgrade(&gateway), wait: Rc::clone(&wait) };
         self.asked.insert(function, asked);
         Ok(wait)
-    }
-
-    /// Begins to agree on a secret with the instance that a lease leads to, unless that is going on.
-    fn agree(
-        &mut self,
-        moving: &Moving,
-        peer: Peer,
-        lease: &Lease,
-        gateway: &Rc<Post>,
-    ) -> Result<Rc<Wait<Answer>>, Refused> {
-        let agreements = moving.agreements.as_ref().ok_or(Refused::Misdirected)?;
-        if let Some(begun) = self.begun.get(&peer) {
-            return Ok(Rc::clone(&begun.wait));
-        }
-        if self.distrusted.get(&peer).is_some_and(|until| Instant::now() < *until) {
-            return Err(Refused::Misdirected);
-        }
-        let (initiator, first) = agreements.initiate(&peer.function).map_err(|error| {
-            tracing::error!(%error, "no key agreement can be begun");
-            Refused::Misdirected
-        })?;
-        self.agreements += 1;
-        let (number, to) = (self.agreements, lease.berth.to);
-        let function = peer.function;
-        gateway.send(Letter::Flight {
-            peer: to,
-            function,
-            agreement: number,
-            from: Role::Initiator,
-            bytes: first,
-        });
-        let wait = Rc::new(Wait::new());
-        let gateway = Rc::downgrade(gateway);
-        self.begun.insert(peer, Begun { initiator, number, gateway, to, wait: Rc::clone(&wait) });
-        Ok(wait)
-    }
-
-    fn go_on(&mut self, moving: &Moving, flight: &Flight<'_>) {
-        let is_it = |begun: &Begun| begun.number == flight.agreement && begun.to == flight.peer;
-        let Some((&peer, begun)) = self.begun.iter_mut().find(|(_, begun)| is_it(begun)) else { return };
-        let gateway = begun.gateway.upgrade();
-        let (to, function, agreement) = (flight.peer, peer.function, flight.agreement);
-        let answer = |bytes: Vec<u8>| {
-            if let (Some(gateway), false) = (&gateway, bytes.is_empty()) {
-                gateway.send(Letter::Flight { peer: to, function, agreement, from: Role::Initiator, bytes });
-            }
-        };
-        let outcome = match begun.initiator.take(flight.bytes) {
-            Ok(Step { reply, agreed }) => {
-                answer(reply);
-                let Some(secret) = agreed else { return };
-                moving.pairs.add_outgoing(peer, secret);
-                Ok(())
-            }
-            Err(Failure { reply, error }) => {
-                answer(reply);
-                tracing::warn!(function = %peer.function, %error, "an instance could not prove who it is: no session moves to it");
-                if self.distrusted.len() >= DISTRUSTED_MAX {
-                    self.distrusted.clear();
-                }
-                self.distrusted.insert(peer, Instant::now() + DISTRUST);
-                Err(Refused::Misdirected)
-            }
-        };
-        if let Some(begun) = self.begun.remove(&peer) {
-            begun.wait.finish(outcome);
-        }
-    }
-
-    fn respond(&mut self, moving: &Moving, agreements: &Agreements, gateway: &Rc<Post>, flight: &Flight<'_>) {
-        let found = self
-            .responders
-            .iter()
-            .position(|(peer, number, _)| (*peer, *number) == (flight.peer, flight.agreement));
-        let responder =
-            found.and_then(|index| self.responders.remove(index)).map(|(_, _, responder)| responder);
-        let mut responder = match responder.map_or_else(|| agreements.respond(&flight.function), Ok) {
-            Ok(responder) => responder,
-            Err(error) => return tracing::error!(%error, "no key agreement can be answered"),
-        };
-        let (reply, done) = match responder.take(flight.bytes) {
-            Ok(Step { reply, agreed }) => {
-                let done = agreed.is_some();
-                // Before the other end hears that it may seal.
-                agreed.into_iter().for_each(|secret| moving.pairs.add_incoming(secret));
-                (reply, done)
-            }
-            Err(Failure { reply, error }) => {
-                tracing::warn!(function = %flight.function, %error, "an instance could not prove who it is: no session is taken from it");
-                (reply, true)
-            }
-        };
-        if !reply.is_empty() {
-            let Flight { peer, function, agreement, .. } = *flight;
-            gateway.send(Letter::Flight { peer, function, agreement, from: Role::Responder, bytes: reply });
-        }
-        if !done {
-            self.responders.push_back((flight.peer, flight.agreement, responder));
-            if self.responders.len() > RESPONDERS_MAX {
-                self.responders.pop_front();
-            }
-        }
     }
 }
 
