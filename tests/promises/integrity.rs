@@ -115,7 +115,7 @@ fn keep_alive_under_loss(verdicts: Verdicts) -> Result<()> {
 }
 
 fn overlaps(verdicts: Verdicts) -> Result<()> {
-    let net = Rc::new(Net::private());
+    let net = Rc::new(Net::private().retransmit_late());
     for address in LOOPBACKS {
         let stack = stack_at(verdicts, &net, address);
         let clients: &AddressBook = &stack;
@@ -127,7 +127,7 @@ fn overlaps(verdicts: Verdicts) -> Result<()> {
 /// The kernel acknowledges each piece at once, also while the gateway accepts the connection: it is not a function's
 /// send that lets go of the socket.
 fn requests_that_arrive_backwards(verdicts: Verdicts) -> Result<()> {
-    let net = Rc::new(Net::private());
+    let net = Rc::new(Net::private().retransmit_late());
     for address in LOOPBACKS {
         let stack = stack_at(verdicts, &net, address);
         let clients: &AddressBook = &stack;
@@ -147,7 +147,7 @@ fn requests_that_arrive_backwards(verdicts: Verdicts) -> Result<()> {
 /// The same overlaps with the fix switched off: if they did no harm, the tests above would show nothing.
 #[test]
 fn overlaps_do_harm_where_they_are_not_trimmed() {
-    let net = Rc::new(Net::private());
+    let net = Rc::new(Net::private().retransmit_late());
     for address in LOOPBACKS {
         let stack = Plan::new(Verdicts::Sockmap)
             .in_net(net.clone())

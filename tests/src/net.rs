@@ -66,6 +66,12 @@ impl Net {
         self.with_route_options("rto_min 20ms")
     }
 
+    /// Lets a sender wait for long before it takes a segment for lost: on a slow machine it is wrong about that, and then it
+    /// has no window for what somebody else has delivered in its name.
+    pub fn retransmit_late(self) -> Self {
+        self.with_route_options("rto_min 10s")
+    }
+
     /// Lets a sender put thousands of segments on the wire without waiting for an acknowledgement.
     pub fn without_slow_start(self) -> Self {
         self.with_route_options("initcwnd 4000 quickack 1")
